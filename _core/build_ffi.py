@@ -1,0 +1,138 @@
+"""The second door to the core: its structures, one at a time, through cffi.
+
+For tests and benchmarks only; the package never imports it. setup.py executes
+this file, and the compiler checks every declaration against the headers. Paths
+are relative to the project root.
+"""
+
+from pathlib import Path
+
+import cffi
+
+HEADERS = ("base", "filter", "frame", "heartbeat", "outbox", "pool", "queue", "rights", "ring")
+
+DECLARATIONS = """
+enum im_status { IM_OK, IM_MORE, IM_BAD, IM_FULL, ... };
+struct im_span { const uint8_t *at; size_t len; };
+uint64_t im_hash(uint64_t seed, const uint8_t *at, size_t len);
+
+struct im_ring { uint32_t size; uint32_t head; uint32_t tail; ...; };
+enum im_status im_ring_init(struct im_ring *, uint32_t size);
+void im_ring_free(struct im_ring *);
+uint8_t *im_ring_space(struct im_ring *, uint32_t wanted, uint32_t *len);
+void im_ring_commit(struct im_ring *, uint32_t len);
+struct im_span im_ring_peek(const struct im_ring *);
+void im_ring_consume(struct im_ring *, uint32_t len);
+
+struct im_frame { const uint8_t *at; uint32_t size; uint16_t request; uint8_t type;
+                  uint8_t flags; };
+struct im_message { struct im_span topic; struct im_span tag; struct im_span sender;
+                    uint64_t id; };
+enum im_status im_frame_peek(struct im_span in, uint32_t frame_max, struct im_frame *out);
+enum im_status im_message_peek(const struct im_frame *, struct im_message *out);
+enum im_status im_frame_check_client(const struct im_frame *);
+enum im_status im_ack_peek(const struct im_frame *, struct im_span *topic);
+
+struct im_msg { uint32_t refs; uint32_t len; uint16_t owner; uint8_t bytes[]; ...; };
+struct im_pool { uint32_t page_len; uint32_t page_count; uint32_t spare; uint32_t reserve;
+                 uint32_t taken; uint16_t owner; ...; };
+enum im_purpose { IM_FOR_MESSAGE, IM_FOR_CONTROL, ... };
+enum im_status im_pool_init(struct im_pool *, uint16_t owner, size_t pool_bytes,
+                            uint32_t len_max);
+void im_pool_free(struct im_pool *);
+struct im_msg *im_pool_take(struct im_pool *, uint32_t len, enum im_purpose);
+uint32_t im_msg_room(const struct im_pool *, const struct im_msg *);
+void im_msg_drop(struct im_pool *, struct im_msg *);
+void im_msg_share(const struct im_pool *, struct im_msg *, uint32_t count);
+void im_msg_lend(struct im_msg *, uint32_t threads);
+void im_pool_collect(struct im_pool *);
+
+struct im_record { uint32_t size; uint32_t len; uint16_t kind; uint16_t a; uint32_t b;
+                   uint64_t conn; };
+const uint8_t *im_record_bytes(const struct im_record *);
+struct im_queue { uint64_t size; ...; };
+enum im_status im_queue_init(struct im_queue *, uint64_t size);
+void im_queue_free(struct im_queue *);
+enum im_status im_queue_push(struct im_queue *, struct im_record, const struct im_span *parts,
+                             size_t count);
+const struct im_record *im_queue_peek(struct im_queue *);
+void im_queue_consume(struct im_queue *, const struct im_record *);
+bool im_queue_is_empty(const struct im_queue *);
+
+struct iovec { void *iov_base; size_t iov_len; };
+struct im_outbox { uint32_t bytes; uint32_t sent; ...; };
+struct im_gather { struct iovec parts[...]; uint32_t count; uint32_t bytes; uint8_t *scratch;
+                   ...; };
+#define IM_GATHER_SCRATCH ...
+enum im_status im_outbox_put(struct im_outbox *, struct im_pool *, struct im_msg *,
+                             enum im_purpose);
+void im_outbox_gather(const struct im_outbox *, struct im_gather *);
+void im_outbox_sent(struct im_outbox *, struct im_pool *, uint32_t len);
+void im_outbox_clear(struct im_outbox *, struct im_pool *);
+void im_outbox_cut(struct im_outbox *, struct im_pool *);
+
+struct im_filters { uint32_t live; ...; };
+void im_filters_init(struct im_filters *, uint64_t seed);
+void im_filters_free(struct im_filters *);
+enum im_status im_filter_take(struct im_filters *, struct im_span expr, uint32_t *id);
+void im_filter_drop(struct im_filters *, uint32_t id);
+void im_filters_begin(struct im_filters *);
+bool im_filter_match(struct im_filters *, uint32_t id, struct im_span tag);
+bool im_tag_is_valid(struct im_span tag);
+
+struct im_member { uint32_t conn; uint32_t filter; uint32_t sub; };
+struct im_topic { uint64_t hash; struct im_member *members; uint32_t member_count;
+                  uint32_t holds; uint8_t name_len; uint8_t name[]; ...; };
+struct im_topics { uint32_t topic_count; ...; };
+enum im_status im_topics_init(struct im_topics *, uint64_t seed);
+void im_topics_free(struct im_topics *);
+uint64_t im_topic_hash(const struct im_topics *, struct im_span name);
+struct im_topic *im_topic_find(const struct im_topics *, struct im_span name, uint64_t hash);
+struct im_topic *im_topic_hold(struct im_topics *, struct im_span name);
+void im_topic_drop(struct im_topics *, struct im_topic *);
+enum im_status im_topic_join(struct im_topics *, struct im_span name, uint32_t conn,
+                             uint32_t filter, uint32_t *first);
+uint32_t im_topic_member(const struct im_topics *, struct im_span name, uint32_t first);
+struct im_member *im_sub_member(const struct im_topics *, uint32_t sub);
+void im_topic_leave(struct im_topics *, uint32_t sub, uint32_t *first);
+bool im_topics_wants(const struct im_topics *, uint64_t hash);
+
+struct im_right { uint16_t code; uint8_t verdict; ...; };
+struct im_rights { uint32_t live; ...; };
+void im_rights_init(struct im_rights *);
+void im_rights_free(struct im_rights *);
+const struct im_right *im_right_find(const struct im_rights *, uint32_t conn,
+                                     const struct im_topic *);
+enum im_status im_right_set(struct im_rights *, struct im_topics *, uint32_t conn,
+                            struct im_span name, uint8_t verdict, uint16_t code,
+                            uint32_t *first, uint32_t *count);
+void im_right_drop_oldest(struct im_rights *, struct im_topics *, uint32_t *first,
+                          uint32_t *count);
+void im_right_drop(struct im_rights *, struct im_topics *, struct im_span name,
+                   uint32_t *first, uint32_t *count);
+void im_right_drop_all(struct im_rights *, struct im_topics *, uint32_t *first,
+                       uint32_t *count);
+
+enum im_watch { IM_WATCH_NONE, IM_WATCH_HANDSHAKE, IM_WATCH_LIVE, IM_WATCH_CLOSING, ... };
+enum im_pulse { IM_PULSE_NONE, IM_PULSE_REVIVED, IM_PULSE_ASK, IM_PULSE_DEAD,
+                IM_PULSE_HANDSHAKE_OVER, IM_PULSE_CLOSING_OVER, ... };
+struct im_heartbeat { uint32_t handshake_ms; uint32_t interval_ms; uint32_t timeout_ms;
+                      uint32_t closing_ms; uint8_t max_missed; ...; };
+enum im_status im_heartbeat_init(struct im_heartbeat *, uint32_t slot_count);
+void im_heartbeat_free(struct im_heartbeat *);
+void im_heartbeat_watch(struct im_heartbeat *, uint32_t slot, enum im_watch, uint32_t now_ms);
+void im_heartbeat_seen(struct im_heartbeat *, uint32_t slot, uint32_t now_ms);
+uint32_t im_heartbeat_sweep(struct im_heartbeat *, uint32_t *at, uint32_t now_ms,
+                            enum im_pulse *);
+uint32_t im_heartbeat_tick_ms(const struct im_heartbeat *);
+"""
+
+ffi = cffi.FFI()
+ffi.cdef(DECLARATIONS)
+ffi.set_source(
+    "imserver._core_ffi",
+    "".join(f'#include "{header}.h"\n' for header in HEADERS),
+    include_dirs=["_core"],
+    libraries=["imcore"],
+    depends=sorted(str(path) for path in Path("_core").iterdir()),
+)

@@ -1,0 +1,246 @@
+/*
+ * command.c - Python's answers and orders, applied by the thread they concern.
+ *
+ * A few per login, subscription or revocation: none is on the path of a
+ * message. A command for a connection that has gone meanwhile is nothing.
+ */
+#include "command.h"
+
+#include "accept.h"
+#include "conn.h"
+#include "fanout.h"
+#include "imcore.h"
+
+/* The next `len` bytes of a record, or all of them with SIZE_MAX. */
+static struct im_span next_part(struct im_span *rest, size_t len)
+{
+    if (len > rest->len)
+        len = rest->len;
+    struct im_span part = {rest->at, len};
+    rest->at += len;
+    rest->len -= len;
+    return part;
+}
+
+static void end_upcall(struct im_loop *loop, uint32_t slot, uint16_t ends)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (ends == IM_ENDS_PAUSE) {
+        im_conn_unpause(loop, slot, IM_PAUSE_UPCALL);
+    } else if (ends == IM_ENDS_CALL && conn->calls) {
+        conn->calls--;
+        if (conn->pause & IM_PAUSE_CALLS)
+            im_conn_unpause(loop, slot, IM_PAUSE_CALLS);
+    }
+}
+
+static void on_welcome(struct im_loop *loop, uint32_t slot,
+                       const struct im_record *record, struct im_span rest)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_span user = next_part(&rest, record->a);
+
+    if (conn->state != IM_STATE_AUTHENTICATING || user.len > IM_USER_MAX)
+        return;
+    memcpy(loop->users[slot], user.at, user.len);
+    conn->user_len = (uint8_t)user.len;
+    im_conn_enter(loop, conn, IM_STATE_ACTIVE);
+    im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_LIVE, loop->now_ms);
+    im_conn_send(loop, slot, rest);
+    im_conn_unpause(loop, slot, IM_PAUSE_UPCALL);
+}
+
+static void on_decide(struct im_loop *loop, uint32_t slot,
+                      const struct im_record *record, struct im_span topic)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    conn->hot = NULL;
+    if (conn->right_count >= loop->core->config.rights)
+        im_right_drop_oldest(&loop->rights, &loop->topics, &conn->rights,
+                             &conn->right_count);
+    if (im_right_set(&loop->rights, &loop->topics, slot, topic,
+                     (uint8_t)record->b, record->a, &conn->rights,
+                     &conn->right_count) != IM_OK)
+        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
+    im_conn_unpause(loop, slot, IM_PAUSE_UPCALL);
+}
+
+static void on_subscribe(struct im_loop *loop, uint32_t slot,
+                         const struct im_record *record, struct im_span rest)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_span topic = next_part(&rest, record->b & 0xffff);
+    struct im_span tags = next_part(&rest, record->b >> 16);
+    uint32_t filter;
+
+    enum im_status status = im_filter_take(&loop->filters, tags, &filter);
+    if (status == IM_OK) {
+        uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
+        if (sub != IM_NONE) {
+            struct im_member *member = im_sub_member(&loop->topics, sub);
+            im_filter_drop(&loop->filters, member->filter);
+            member->filter = filter;
+        } else {
+            status =
+                im_topic_join(&loop->topics, topic, slot, filter, &conn->subs);
+            if (status == IM_OK)
+                conn->sub_count++;
+            else
+                im_filter_drop(&loop->filters, filter);
+        }
+    }
+    if (status == IM_OK)
+        im_conn_send(loop, slot, rest);
+    else
+        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
+    end_upcall(loop, slot, record->a);
+}
+
+static void on_unsubscribe(struct im_loop *loop, uint32_t slot,
+                           const struct im_record *record, struct im_span rest)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_span topic = next_part(&rest, record->b);
+
+    uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
+    if (sub != IM_NONE) {
+        im_filter_drop(&loop->filters,
+                       im_sub_member(&loop->topics, sub)->filter);
+        im_topic_leave(&loop->topics, sub, &conn->subs);
+        conn->sub_count--;
+    }
+    im_conn_send(loop, slot, rest);
+    end_upcall(loop, slot, record->a);
+}
+
+static struct im_msg *copy_of(struct im_loop *loop, struct im_span frame)
+{
+    struct im_msg *msg =
+        im_pool_take(&loop->pool, (uint32_t)frame.len, IM_FOR_CONTROL);
+    if (msg)
+        memcpy(msg->bytes, frame.at, frame.len);
+    else
+        im_stat_add(&loop->stats.pool_refusals, 1);
+    return msg;
+}
+
+/* `slot` is the origin, or IM_NONE for the application itself. */
+static void on_publish(struct im_loop *loop, uint32_t slot,
+                       const struct im_record *record, struct im_span whole)
+{
+    struct im_frame frame;
+    struct im_message message;
+    struct im_msg *msg = copy_of(loop, whole);
+
+    if (msg) {
+        whole.at = msg->bytes;
+        if (im_frame_peek(whole, IM_FRAME_MAX, &frame) == IM_OK &&
+            im_message_peek(&frame, &message) == IM_OK) {
+            uint64_t hash = im_topic_hash(&loop->topics, message.topic);
+            bool echo = !(frame.flags & IM_NO_ECHO);
+            msg->bytes[5] &= (uint8_t)~IM_RETRY;
+            im_stat_add(&loop->stats.messages_in, 1);
+            im_fanout_publish(loop, msg,
+                              im_topic_find(&loop->topics, message.topic, hash),
+                              &message, hash, echo ? IM_NONE : slot);
+        } else {
+            im_msg_drop(&loop->pool, msg);
+        }
+    }
+    if (slot != IM_NONE)
+        end_upcall(loop, slot, record->a);
+}
+
+static void on_revoke(struct im_loop *loop, uint32_t slot, struct im_span topic)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    conn->hot = NULL;
+    if (topic.len)
+        im_right_drop(&loop->rights, &loop->topics, topic, &conn->rights,
+                      &conn->right_count);
+    else
+        im_right_drop_all(&loop->rights, &loop->topics, &conn->rights,
+                          &conn->right_count);
+}
+
+static void on_drain(struct im_loop *loop, uint32_t slot, struct im_span frame)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (conn->state != IM_STATE_ACTIVE)
+        return;
+    im_conn_enter(loop, conn, IM_STATE_DRAINING);
+    im_conn_send(loop, slot, frame);
+}
+
+static void on_connection(struct im_loop *loop, uint32_t slot,
+                          const struct im_record *record, struct im_span rest)
+{
+    switch (record->kind) {
+    case IM_COMMAND_WELCOME:
+        on_welcome(loop, slot, record, rest);
+        break;
+    case IM_COMMAND_SEND:
+        im_conn_send(loop, slot, rest);
+        end_upcall(loop, slot, record->a);
+        break;
+    case IM_COMMAND_DECIDE:
+        on_decide(loop, slot, record, rest);
+        break;
+    case IM_COMMAND_SUBSCRIBE:
+        on_subscribe(loop, slot, record, rest);
+        break;
+    case IM_COMMAND_UNSUBSCRIBE:
+        on_unsubscribe(loop, slot, record, rest);
+        break;
+    case IM_COMMAND_REVOKE:
+        on_revoke(loop, slot, rest);
+        break;
+    case IM_COMMAND_DRAIN:
+        on_drain(loop, slot, rest);
+        break;
+    case IM_COMMAND_CLOSE:
+        im_conn_close(loop, slot, record->a, rest);
+        break;
+    default:
+        break;
+    }
+}
+
+void im_command_take(struct im_loop *loop)
+{
+    const struct im_record *record;
+
+    while ((record = im_queue_peek(&loop->commands))) {
+        struct im_span rest = {im_record_bytes(record), record->len};
+        uint32_t slot = im_conn_slot(loop, record->conn);
+        im_stat_add(&loop->stats.commands, 1);
+
+        switch (record->kind) {
+        case IM_COMMAND_LISTEN:
+            im_loop_listen(loop, (int)record->b);
+            break;
+        case IM_COMMAND_UNLISTEN:
+            im_loop_unlisten(loop);
+            break;
+        case IM_COMMAND_PUBLISH:
+            on_publish(loop, slot, record, rest);
+            break;
+        case IM_COMMAND_BROADCAST: {
+            struct im_msg *msg = copy_of(loop, rest);
+            if (msg)
+                im_fanout_broadcast(loop, msg);
+            break;
+        }
+        default:
+            if (slot != IM_NONE)
+                on_connection(loop, slot, record, rest);
+        }
+        im_queue_consume(&loop->commands, record);
+        if (loop->unflushed >= IM_UNFLUSHED_MAX)
+            im_loop_flush(loop);
+    }
+}

@@ -1,0 +1,351 @@
+/*
+ * conn.c - the life of a connection.
+ *
+ * Opening, closing and pausing are rare beside reading and sending, and may
+ * cost a system call. What every message passes is im_conn_put and, once a
+ * turn, im_conn_flush.
+ *
+ *   C1  a slot is freed only when its socket is closed and Python has been
+ *       told, so an event never names a connection Python cannot know.
+ *   C2  EPOLLOUT is on only while the kernel has refused bytes.
+ */
+#include "conn.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "imcore.h"
+#include "transport.h"
+
+/* Bytes in one outbox that end the gathering of a turn early. */
+#define FLUSH_BYTES (128u << 10)
+
+uint32_t im_conn_slot(const struct im_loop *loop, uint64_t id)
+{
+    uint32_t slot = (uint32_t)id;
+    uint32_t generation = (uint32_t)(id >> 32) & 0xffffff;
+
+    if (slot >= loop->conn_used)
+        return IM_NONE;
+    const struct im_conn *conn = &loop->conns[slot];
+    if (conn->generation != generation || conn->state == IM_STATE_CLOSED ||
+        conn->state == IM_STATE_CLOSING)
+        return IM_NONE;
+    return slot;
+}
+
+void im_conn_enter(struct im_loop *loop, struct im_conn *conn,
+                   enum im_state state)
+{
+    _Atomic uint64_t *const counts[] = {
+        [IM_STATE_CLOSED] = &loop->stats.to_closed,
+        [IM_STATE_HANDSHAKE] = &loop->stats.to_handshake,
+        [IM_STATE_AUTHENTICATING] = &loop->stats.to_authenticating,
+        [IM_STATE_ACTIVE] = &loop->stats.to_active,
+        [IM_STATE_DRAINING] = &loop->stats.to_draining,
+        [IM_STATE_CLOSING] = &loop->stats.to_closing,
+    };
+    conn->state = (uint8_t)state;
+    im_stat_add(counts[state], 1);
+}
+
+static uint32_t new_slot(struct im_loop *loop)
+{
+    uint32_t slot = loop->conn_vacant;
+    if (slot != IM_NONE) {
+        loop->conn_vacant = loop->conns[slot].next_vacant;
+        return slot;
+    }
+    return loop->conn_used < loop->conn_count ? loop->conn_used++ : IM_NONE;
+}
+
+static void free_slot(struct im_loop *loop, uint32_t slot)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    conn->generation = (conn->generation + 1) & 0xffffff;
+    conn->next_vacant = loop->conn_vacant;
+    loop->conn_vacant = slot;
+}
+
+enum im_status im_conn_open(struct im_loop *loop, int fd)
+{
+    uint32_t slot = new_slot(loop);
+    if (slot == IM_NONE)
+        return IM_FULL;
+
+    struct im_conn *conn = &loop->conns[slot];
+    uint32_t generation = conn->generation ? conn->generation : 1;
+    *conn = (struct im_conn){.fd = fd,
+                             .generation = generation,
+                             .codec = 1,
+                             .transport = IM_TRANSPORT_TCP,
+                             .subs = IM_NONE,
+                             .rights = IM_NONE,
+                             .next_vacant = IM_NONE};
+    struct epoll_event event = {.events = EPOLLIN,
+                                .data.u64 = im_conn_id(loop, slot)};
+    if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
+        free_slot(loop, slot);
+        return IM_FULL;
+    }
+    int on = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    im_conn_enter(loop, conn, IM_STATE_HANDSHAKE);
+    im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_HANDSHAKE,
+                       loop->now_ms);
+    im_stat_add(&loop->stats.connections, 1);
+    return IM_OK;
+}
+
+enum im_status im_loop_tell(struct im_loop *loop, struct im_record record,
+                            const struct im_span *parts, size_t count)
+{
+    enum im_status status = im_queue_push(&loop->events, record, parts, count);
+    if (status == IM_OK) {
+        loop->told = true;
+        im_stat_add(&loop->stats.events, 1);
+    }
+    return status;
+}
+
+void im_conn_watch(struct im_loop *loop, uint32_t slot, uint8_t marks)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    uint8_t both = IM_MARK_ARMED | IM_MARK_DEAF;
+    if ((conn->marks & both) == (marks & both))
+        return;
+
+    uint32_t events = (marks & IM_MARK_DEAF ? 0u : (uint32_t)EPOLLIN) |
+                      (marks & IM_MARK_ARMED ? (uint32_t)EPOLLOUT : 0u);
+    struct epoll_event event = {.events = events,
+                                .data.u64 = im_conn_id(loop, slot)};
+    epoll_ctl(loop->epoll_fd, EPOLL_CTL_MOD, conn->fd, &event);
+    conn->marks = (uint8_t)((conn->marks & ~both) | (marks & both));
+}
+
+static void list_add(struct im_list *list, struct im_conn *conn, uint32_t slot,
+                     enum im_mark mark)
+{
+    if (conn->marks & mark)
+        return;
+    conn->marks |= (uint8_t)mark;
+    list->slots[list->count++] = slot;
+}
+
+void im_conn_retry(struct im_loop *loop, uint32_t slot)
+{
+    list_add(&loop->resume, &loop->conns[slot], slot, IM_MARK_QUEUED);
+}
+
+void im_conn_unpause(struct im_loop *loop, uint32_t slot, enum im_pause pause)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    conn->pause &= (uint8_t)~pause;
+    if (!conn->pause && (conn->tail || conn->marks & IM_MARK_DEAF)) {
+        im_conn_retry(loop, slot);
+        loop->again = true;
+    }
+}
+
+void im_conn_doom(struct im_loop *loop, uint32_t slot, uint16_t code)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (conn->marks & IM_MARK_DOOMED || conn->state >= IM_STATE_CLOSING)
+        return;
+    conn->marks |= IM_MARK_DOOMED;
+    conn->close_code = code;
+    list_add(&loop->dirty, conn, slot, IM_MARK_DIRTY);
+}
+
+bool im_conn_put(struct im_loop *loop, uint32_t slot, struct im_msg *msg,
+                 enum im_purpose purpose)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (IM_UNLIKELY(conn->marks & IM_MARK_DOOMED))
+        return false;
+    if (IM_UNLIKELY(conn->outbox.bytes + msg->len >
+                    loop->core->config.outbox_hard_bytes)) {
+        im_conn_doom(loop, slot, IM_CLOSE_SLOW);
+        return false;
+    }
+    if (IM_UNLIKELY(im_outbox_put(&conn->outbox, &loop->pool, msg, purpose) !=
+                    IM_OK)) {
+        im_stat_add(&loop->stats.pool_refusals, 1);
+        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
+        return false;
+    }
+    list_add(&loop->dirty, conn, slot, IM_MARK_DIRTY);
+    /* A healthy reader must not run into its bound within one turn, only
+     * because many wrote to it at once. */
+    if (conn->outbox.bytes > FLUSH_BYTES && !(conn->marks & IM_MARK_ARMED))
+        loop->unflushed = IM_UNFLUSHED_MAX;
+    return true;
+}
+
+void im_conn_send(struct im_loop *loop, uint32_t slot, struct im_span frame)
+{
+    if (frame.len == 0)
+        return;
+    struct im_msg *msg =
+        im_pool_take(&loop->pool, (uint32_t)frame.len, IM_FOR_CONTROL);
+    if (!msg) {
+        im_stat_add(&loop->stats.pool_refusals, 1);
+        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
+        return;
+    }
+    memcpy(msg->bytes, frame.at, frame.len);
+    if (!im_conn_put(loop, slot, msg, IM_FOR_CONTROL))
+        im_msg_drop(&loop->pool, msg);
+}
+
+/* Everything a connection held apart from its socket and outbox. */
+static void let_go(struct im_loop *loop, uint32_t slot)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    while (conn->subs != IM_NONE) {
+        uint32_t filter = im_sub_member(&loop->topics, conn->subs)->filter;
+        im_filter_drop(&loop->filters, filter);
+        im_topic_leave(&loop->topics, conn->subs, &conn->subs);
+    }
+    conn->sub_count = 0;
+    conn->hot = NULL;
+    im_right_drop_all(&loop->rights, &loop->topics, &conn->rights,
+                      &conn->right_count);
+    if (conn->tail)
+        im_msg_drop(&loop->pool, conn->tail);
+    conn->tail = NULL;
+}
+
+static struct im_span goodbye_for(const struct im_core *core, uint8_t codec,
+                                  uint16_t code)
+{
+    struct im_span found = {NULL, 0};
+
+    for (uint32_t i = 0; i < core->goodbye_count; i++) {
+        const struct im_goodbye *goodbye = &core->goodbyes[i];
+        if (goodbye->code == code && goodbye->codec == codec)
+            return (struct im_span){goodbye->bytes, goodbye->len};
+    }
+    return found;
+}
+
+bool im_conn_tell_closed(struct im_loop *loop, uint32_t slot)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (!(conn->marks & IM_MARK_KNOWN))
+        return true;
+    struct im_record record = {.kind = IM_EVENT_CLOSED,
+                               .a = conn->close_code,
+                               .conn = im_conn_id(loop, slot)};
+    if (im_loop_tell(loop, record, NULL, 0) != IM_OK) {
+        im_conn_retry(loop, slot);
+        return false;
+    }
+    conn->marks &= (uint8_t)~IM_MARK_KNOWN;
+    return true;
+}
+
+void im_conn_close(struct im_loop *loop, uint32_t slot, uint16_t code,
+                   struct im_span frame)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_core *core = loop->core;
+
+    if (conn->state == IM_STATE_CLOSING || conn->state == IM_STATE_CLOSED)
+        return;
+    let_go(loop, slot);
+    conn->close_code = code;
+    im_conn_enter(loop, conn, IM_STATE_CLOSING);
+    im_conn_tell_closed(loop, slot);
+    if (code == IM_CLOSE_PEER) {
+        im_outbox_clear(&conn->outbox, &loop->pool);
+        im_conn_end(loop, slot);
+        return;
+    }
+
+    /* A reader too slow for its outbox will hardly take the rest. */
+    if (conn->marks & IM_MARK_DOOMED || code == IM_CLOSE_SLOW)
+        im_outbox_cut(&conn->outbox, &loop->pool);
+    conn->marks &= (uint8_t)~IM_MARK_DOOMED;
+    conn->pause = 0;
+    if (frame.len == 0)
+        frame = goodbye_for(core, conn->codec, code);
+    im_conn_send(loop, slot, frame);
+    im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_DEAF);
+    im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_CLOSING, loop->now_ms);
+    list_add(&loop->dirty, conn, slot, IM_MARK_DIRTY);
+}
+
+void im_conn_end(struct im_loop *loop, uint32_t slot)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (conn->fd >= 0) {
+        close(conn->fd);
+        conn->fd = -1;
+        im_outbox_clear(&conn->outbox, &loop->pool);
+        im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_NONE, loop->now_ms);
+        im_stat_set(&loop->stats.connections,
+                    im_stat_get(&loop->stats.connections) - 1);
+    }
+    if (conn->marks & IM_MARK_KNOWN)
+        return; /* the resume list ends it once Python knows */
+    im_conn_enter(loop, conn, IM_STATE_CLOSED);
+    free_slot(loop, slot);
+}
+
+/* What the kernel took may let the connection be read again. */
+static void after_progress(struct im_loop *loop, uint32_t slot)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (conn->pause & IM_PAUSE_OUTBOX &&
+        conn->outbox.bytes <= loop->core->config.outbox_soft_bytes / 2)
+        im_conn_unpause(loop, slot, IM_PAUSE_OUTBOX);
+}
+
+void im_conn_flush(struct im_loop *loop, uint32_t slot)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_gather *gather = &loop->gather;
+
+    while (conn->outbox.bytes) {
+        enum im_status status;
+        im_outbox_gather(&conn->outbox, gather);
+        size_t sent =
+            im_transport_write(conn->fd, gather->parts, gather->count, &status);
+        im_stat_add(&loop->stats.sends, 1);
+        if (status == IM_BAD) {
+            im_conn_close(loop, slot, IM_CLOSE_PEER, (struct im_span){0});
+            if (conn->fd >= 0) /* it was closing already */
+                im_conn_end(loop, slot);
+            return;
+        }
+        if (sent) {
+            im_stat_add(&loop->stats.bytes_out, sent);
+            im_outbox_sent(&conn->outbox, &loop->pool, (uint32_t)sent);
+            conn->blocked_ms = loop->now_ms;
+        }
+        if (sent < gather->bytes) {
+            if (!(conn->marks & IM_MARK_ARMED))
+                conn->blocked_ms = loop->now_ms;
+            im_conn_watch(loop, slot, conn->marks | IM_MARK_ARMED);
+            after_progress(loop, slot);
+            return;
+        }
+    }
+    im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_ARMED);
+    after_progress(loop, slot);
+    if (conn->state == IM_STATE_CLOSING && !(conn->marks & IM_MARK_SHUT)) {
+        conn->marks |= IM_MARK_SHUT;
+        shutdown(conn->fd, SHUT_WR);
+    }
+}

@@ -1,0 +1,248 @@
+"""The binding: the core as Python holds it. No algorithms, no policy.
+
+One crossing a batch: poll() copies what has happened out of the queues, and a
+command is a copy into one. Both sides own what they were given.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+from posix.unistd cimport usleep
+
+from imcore cimport *
+
+EVENT_HELLO = IM_EVENT_HELLO
+EVENT_FRAME = IM_EVENT_FRAME
+EVENT_ASK = IM_EVENT_ASK
+EVENT_MESSAGE = IM_EVENT_MESSAGE
+EVENT_REFUSED = IM_EVENT_REFUSED
+EVENT_CLOSED = IM_EVENT_CLOSED
+
+ENDS_NOTHING = IM_ENDS_NOTHING
+ENDS_PAUSE = IM_ENDS_PAUSE
+ENDS_CALL = IM_ENDS_CALL
+
+ALLOW = IM_ALLOW
+HOOK = IM_HOOK
+DENY = IM_DENY
+
+# Events of one poll(): enough for a login storm, few enough that the loop of
+# the embedding program gets its turn in between.
+cdef enum:
+    EVENTS_A_POLL = 4096
+
+# How long a full command queue is given before it is tried again. The thread
+# that empties it never waits for us.
+cdef enum:
+    FULL_WAIT_US = 50
+
+
+cdef im_span span(bytes data):
+    return im_span(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+@cython.final
+cdef class Core:
+    """The connections of one server; imserver/_core.pyi has the contract."""
+
+    cdef im_core *_core
+    cdef bint _started
+    cdef bint _stopped
+
+    def __cinit__(
+        self,
+        *,
+        uint32_t threads,
+        uint32_t max_connections,
+        uint32_t max_frame_bytes,
+        uint32_t hello_bytes,
+        uint32_t handshake_ms,
+        uint32_t interval_ms,
+        uint32_t timeout_ms,
+        uint32_t max_missed,
+        uint32_t outbox_soft_bytes,
+        uint32_t outbox_hard_bytes,
+        uint32_t stall_ms,
+        uint32_t subscriptions,
+        uint32_t rights,
+        uint32_t calls,
+        uint64_t pool_bytes,
+    ):
+        cdef im_config config = im_config(
+            threads=threads,
+            max_connections=max_connections,
+            max_frame_bytes=max_frame_bytes,
+            hello_bytes=hello_bytes,
+            handshake_ms=handshake_ms,
+            interval_ms=interval_ms,
+            timeout_ms=timeout_ms,
+            max_missed=max_missed,
+            outbox_soft_bytes=outbox_soft_bytes,
+            outbox_hard_bytes=outbox_hard_bytes,
+            stall_ms=stall_ms,
+            subscriptions=subscriptions,
+            rights=rights,
+            calls=calls,
+            pool_bytes=pool_bytes,
+        )
+        cdef im_status status = im_core_new(&config, &self._core)
+        if status == IM_BAD:
+            raise ValueError("a limit of the core is out of its range")
+        if status != IM_OK:
+            raise MemoryError("the core found no memory or no descriptors")
+
+    def __dealloc__(self):
+        if self._core is not NULL:
+            with nogil:
+                im_core_free(self._core)
+
+    def fileno(self):
+        if self._core.config.threads == 0:
+            return self._core.loops[0].epoll_fd
+        return self._core.event_fd
+
+    def start(self):
+        if self._started:
+            raise RuntimeError("a core starts once")
+        self._started = True
+        if im_core_start(self._core) != IM_OK:
+            raise OSError("the core could not start its threads")
+
+    def stop(self):
+        self._stopped = True
+        with nogil:
+            im_core_stop(self._core)
+
+    def listen(self, int fd):
+        self._command(0, im_record(kind=IM_COMMAND_LISTEN, b=<uint32_t>fd), NULL, 0)
+
+    def unlisten(self):
+        self._command(0, im_record(kind=IM_COMMAND_UNLISTEN), NULL, 0)
+
+    def poll(self):
+        cdef const im_record *record
+        cdef uint32_t number = 0
+        cdef list events = []
+
+        if self._core.config.threads == 0 and not self._stopped:
+            with nogil:
+                im_loop_turn(self._core.loops, 0)
+        while len(events) < EVENTS_A_POLL:
+            record = im_core_event(self._core, &number)
+            if record is NULL:
+                if im_core_listener_sleeps(self._core):
+                    break
+                continue
+            events.append((
+                record.kind,
+                record.conn,
+                record.a,
+                record.b,
+                PyBytes_FromStringAndSize(<const char *>im_record_bytes(record), record.len),
+            ))
+            im_core_event_done(self._core, number, record)
+        return events
+
+    def goodbye(self, uint8_t codec, uint16_t code, bytes frame not None):
+        if self._started:
+            raise RuntimeError("goodbyes are set before the core starts")
+        if im_core_goodbye(self._core, codec, code, span(frame)) != IM_OK:
+            raise MemoryError("too many goodbyes")
+
+    def welcome(self, uint64_t conn, bytes user not None, bytes frame not None):
+        cdef im_span *parts = [span(user), span(frame)]
+        if not 1 <= len(user) <= IM_USER_MAX:
+            raise ValueError("a user has 1 to 64 bytes")
+        self._tell(im_record(kind=IM_COMMAND_WELCOME, a=<uint16_t>len(user), conn=conn), parts, 2)
+
+    def send(self, uint64_t conn, bytes frame not None, uint16_t ends=IM_ENDS_NOTHING):
+        cdef im_span part = span(frame)
+        self._tell(im_record(kind=IM_COMMAND_SEND, a=ends, conn=conn), &part, 1)
+
+    def decide(self, uint64_t conn, bytes topic not None, uint32_t verdict, uint16_t code=0):
+        cdef im_span part = span(topic)
+        if not 1 <= len(topic) <= IM_TOPIC_MAX or verdict not in (IM_ALLOW, IM_HOOK, IM_DENY):
+            raise ValueError("a verdict is ALLOW, HOOK or DENY on a topic of 1 to 255 bytes")
+        self._tell(im_record(kind=IM_COMMAND_DECIDE, a=code, b=verdict, conn=conn), &part, 1)
+
+    def subscribe(
+        self,
+        uint64_t conn,
+        bytes topic not None,
+        bytes tags not None,
+        bytes frame not None,
+        uint16_t ends=IM_ENDS_PAUSE,
+    ):
+        cdef im_span *parts = [span(topic), span(tags), span(frame)]
+        cdef uint32_t lengths = <uint32_t>(len(topic) | len(tags) << 16)
+        if not 1 <= len(topic) <= IM_TOPIC_MAX or not 1 <= len(tags) <= IM_FILTER_LEN_MAX:
+            raise ValueError("a topic has 1 to 255 bytes, a tag expression 1 to 1,024")
+        self._tell(
+            im_record(kind=IM_COMMAND_SUBSCRIBE, a=ends, b=lengths, conn=conn), parts, 3
+        )
+
+    def unsubscribe(
+        self,
+        uint64_t conn,
+        bytes topic not None,
+        bytes frame not None,
+        uint16_t ends=IM_ENDS_NOTHING,
+    ):
+        cdef im_span *parts = [span(topic), span(frame)]
+        self._tell(
+            im_record(
+                kind=IM_COMMAND_UNSUBSCRIBE, a=ends, b=<uint32_t>len(topic), conn=conn
+            ),
+            parts,
+            2,
+        )
+
+    def publish(self, bytes frame not None, uint64_t conn=0, uint16_t ends=IM_ENDS_NOTHING):
+        cdef im_span part = span(frame)
+        self._tell(im_record(kind=IM_COMMAND_PUBLISH, a=ends, conn=conn), &part, 1)
+
+    def broadcast(self, bytes frame not None):
+        cdef im_span part = span(frame)
+        cdef uint32_t number
+        for number in range(self._core.loop_count):
+            self._command(number, im_record(kind=IM_COMMAND_BROADCAST), &part, 1)
+
+    def revoke(self, uint64_t conn, bytes topic not None=b""):
+        cdef im_span part = span(topic)
+        self._tell(im_record(kind=IM_COMMAND_REVOKE, conn=conn), &part, 1)
+
+    def drain(self, uint64_t conn, bytes frame not None):
+        cdef im_span part = span(frame)
+        self._tell(im_record(kind=IM_COMMAND_DRAIN, conn=conn), &part, 1)
+
+    def close(self, uint64_t conn, uint16_t code, bytes frame not None=b""):
+        cdef im_span part = span(frame)
+        self._tell(im_record(kind=IM_COMMAND_CLOSE, a=code, conn=conn), &part, 1)
+
+    def stats(self):
+        cdef uint64_t sums[IM_STAT_MAX]
+        memset(sums, 0, sizeof(sums))
+        im_core_stats(self._core, sums)
+        return {im_stat_names[i].decode(): sums[i] for i in range(IM_STAT_COUNT)}
+
+    cdef int _tell(self, im_record record, const im_span *parts, size_t count) except -1:
+        return self._command(im_conn_thread(record.conn), record, parts, count)
+
+    cdef int _command(
+        self, uint32_t number, im_record record, const im_span *parts, size_t count
+    ) except -1:
+        cdef im_status status
+        while not self._stopped:
+            status = im_core_command(self._core, number, record, parts, count)
+            if status == IM_OK:
+                return 0
+            if status == IM_BAD:
+                raise ValueError("larger than the core can take")
+            # Full: the thread empties it without our help, soon.
+            with nogil:
+                if self._core.config.threads == 0:
+                    im_loop_turn(self._core.loops, 0)
+                else:
+                    usleep(FULL_WAIT_US)
+        return 0

@@ -1,0 +1,303 @@
+/*
+ * dispatch.c - frames by type and state.
+ *
+ * Nearly all frames are publications whose right is kept: two comparisons, a
+ * copy into a message, fan-out. PING is answered here. Everything else is told
+ * to Python once, and then the connection waits for the answer: order holds,
+ * and nobody can queue work faster than it is done.
+ *
+ *   D1  a frame is taken whole or left whole; what is left is judged again.
+ *   D2  whoever is told something Python has to answer is paused until then.
+ */
+#include "dispatch.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <sys/socket.h>
+
+#include "conn.h"
+#include "fanout.h"
+#include "imcore.h"
+
+enum im_fate im_dispatch_close(struct im_loop *loop, uint32_t slot,
+                               uint16_t code)
+{
+    if (code != IM_CLOSE_HEARTBEAT && code != IM_CLOSE_OVERLOADED)
+        im_stat_add(&loop->stats.protocol_errors, 1);
+    im_conn_close(loop, slot, code, (struct im_span){0});
+    return IM_GONE;
+}
+
+/* Tells Python and pauses. A full event queue leaves the frame unread. */
+static enum im_fate upcall(struct im_loop *loop, uint32_t slot,
+                           struct im_record record, const struct im_span *parts,
+                           size_t count, enum im_pause pause)
+{
+    record.conn = im_conn_id(loop, slot);
+    if (im_loop_tell(loop, record, parts, count) == IM_OK) {
+        im_conn_pause(&loop->conns[slot], pause);
+        return IM_TAKEN;
+    }
+    im_stat_add(&loop->stats.event_waits, 1);
+    im_conn_pause(&loop->conns[slot], IM_PAUSE_EVENTS);
+    im_conn_retry(loop, slot);
+    return IM_LEFT;
+}
+
+static enum im_fate refuse(struct im_loop *loop, uint32_t slot, uint16_t code,
+                           const struct im_frame *frame, struct im_span topic)
+{
+    uint8_t id[8] = {0};
+    if (frame->type == IM_MESSAGE && frame->size >= IM_MESSAGE_LEN)
+        memcpy(id, frame->at + 24, 8);
+
+    struct im_span parts[] = {{id, sizeof id}, topic};
+    struct im_record record = {
+        .kind = IM_EVENT_REFUSED, .a = code, .b = frame->request};
+    enum im_fate fate = upcall(loop, slot, record, parts, 2, IM_PAUSE_UPCALL);
+    if (fate == IM_TAKEN)
+        im_stat_add(&loop->stats.refusals, 1);
+    return fate;
+}
+
+static struct im_span body_of(const struct im_frame *frame)
+{
+    return (struct im_span){frame->at + IM_HEAD_LEN, frame->size - IM_HEAD_LEN};
+}
+
+/* "127.0.0.1:5000" or "[::1]:5000"; empty for what is not TCP. */
+static size_t peer_name(int fd, char *to, size_t room)
+{
+    struct sockaddr_storage any = {0};
+    socklen_t len = sizeof any;
+    char host[INET6_ADDRSTRLEN];
+    int written = 0;
+
+    if (getpeername(fd, (struct sockaddr *)&any, &len) < 0)
+        return 0;
+    if (any.ss_family == AF_INET) {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)&any;
+        if (inet_ntop(AF_INET, &in->sin_addr, host, sizeof host))
+            written = snprintf(to, room, "%s:%u", host, ntohs(in->sin_port));
+    } else if (any.ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in = (const struct sockaddr_in6 *)&any;
+        if (inet_ntop(AF_INET6, &in->sin6_addr, host, sizeof host))
+            written = snprintf(to, room, "[%s]:%u", host, ntohs(in->sin6_port));
+    }
+    return written > 0 ? (size_t)written : 0;
+}
+
+static enum im_fate on_hello(struct im_loop *loop, uint32_t slot,
+                             const struct im_frame *frame)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    char peer[64];
+
+    if (frame->type != IM_HELLO)
+        return im_dispatch_close(loop, slot, IM_CLOSE_UNAUTHORIZED);
+    if (im_frame_check_client(frame) != IM_OK)
+        return im_dispatch_close(loop, slot, IM_CLOSE_BAD_PROTOCOL);
+
+    uint8_t peer_len = (uint8_t)peer_name(conn->fd, peer, sizeof peer);
+    struct im_span parts[] = {
+        {&peer_len, 1}, {(const uint8_t *)peer, peer_len}, body_of(frame)};
+    struct im_record record = {
+        .kind = IM_EVENT_HELLO, .a = frame->flags, .b = frame->request};
+    enum im_fate fate = upcall(loop, slot, record, parts, 3, IM_PAUSE_UPCALL);
+    if (fate == IM_TAKEN) {
+        /* Goodbyes exist in the codecs of control bodies, not for bytes. */
+        uint8_t codec = frame->flags >> IM_CODEC_SHIFT;
+        if (codec)
+            conn->codec = codec;
+        conn->marks |= IM_MARK_KNOWN;
+        im_conn_enter(loop, conn, IM_STATE_AUTHENTICATING);
+    }
+    return fate;
+}
+
+static enum im_fate on_control(struct im_loop *loop, uint32_t slot,
+                               const struct im_frame *frame)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_span body = body_of(frame);
+    struct im_record record = {.kind = IM_EVENT_FRAME,
+                               .a = (uint16_t)(frame->type | frame->flags << 8),
+                               .b = frame->request};
+
+    if (frame->type == IM_SUBSCRIBE &&
+        conn->sub_count >= loop->core->config.subscriptions)
+        return refuse(loop, slot, IM_ERROR_SUBSCRIPTIONS, frame,
+                      (struct im_span){0});
+    if (frame->type != IM_CALL)
+        return upcall(loop, slot, record, &body, 1, IM_PAUSE_UPCALL);
+
+    enum im_fate fate = upcall(loop, slot, record, &body, 1, 0);
+    if (fate == IM_TAKEN && ++conn->calls >= loop->core->config.calls)
+        im_conn_pause(conn, IM_PAUSE_CALLS);
+    return fate;
+}
+
+static enum im_fate on_ping(struct im_loop *loop, uint32_t slot,
+                            const struct im_frame *frame)
+{
+    uint8_t pong[IM_HEAD_LEN] = {0, 0, 0, IM_HEAD_LEN - 4, IM_PONG, 0, 0, 0};
+
+    if (frame->size != IM_HEAD_LEN)
+        return refuse(loop, slot, IM_ERROR_BAD_FRAME, frame,
+                      (struct im_span){0});
+    memcpy(pong + 6, frame->at + 6, 2);
+    im_conn_send(loop, slot, (struct im_span){pong, sizeof pong});
+    return IM_TAKEN;
+}
+
+static enum im_fate on_ack(struct im_loop *loop, uint32_t slot,
+                           const struct im_frame *frame)
+{
+    struct im_span topic = {0};
+    bool known = im_ack_peek(frame, &topic) == IM_OK;
+
+    /* Durable subscriptions come with the store; until then nobody has one. */
+    return refuse(loop, slot, known ? IM_ERROR_NOT_FOUND : IM_ERROR_BAD_FRAME,
+                  frame, topic);
+}
+
+/* Finds the kept verdict; in front of the table the connection's latest. */
+static uint8_t verdict_on(struct im_loop *loop, uint32_t slot,
+                          struct im_span name, struct im_topic **topic)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_topic *hot = conn->hot;
+
+    if (IM_LIKELY(hot && hot->name_len == name.len &&
+                  memcmp(hot->name, name.at, name.len) == 0)) {
+        *topic = hot;
+        return conn->hot_verdict;
+    }
+    *topic =
+        im_topic_find(&loop->topics, name, im_topic_hash(&loop->topics, name));
+    if (!*topic)
+        return IM_UNKNOWN;
+    const struct im_right *right = im_right_find(&loop->rights, slot, *topic);
+    if (!right)
+        return IM_UNKNOWN;
+    conn->hot = *topic;
+    conn->hot_code = right->code;
+    conn->hot_verdict = right->verdict;
+    return right->verdict;
+}
+
+static enum im_fate publish(struct im_loop *loop, uint32_t slot,
+                            const struct im_frame *frame,
+                            const struct im_message *message,
+                            struct im_topic *topic, struct im_msg *owned)
+{
+    struct im_msg *msg = owned;
+
+    if (msg) {
+        im_msg_share(&loop->pool, msg, 1);
+    } else {
+        msg = im_pool_take(&loop->pool, frame->size, IM_FOR_MESSAGE);
+        if (IM_UNLIKELY(!msg)) {
+            im_stat_add(&loop->stats.pool_refusals, 1);
+            return refuse(loop, slot, IM_ERROR_OVERLOADED, frame,
+                          message->topic);
+        }
+        memcpy(msg->bytes, frame->at, frame->size);
+    }
+    msg->bytes[5] &= (uint8_t)~IM_RETRY;
+    im_stat_add(&loop->stats.messages_in, 1);
+    im_fanout_publish(loop, msg, topic, message, topic->hash,
+                      frame->flags & IM_NO_ECHO ? slot : IM_NONE);
+    return IM_TAKEN;
+}
+
+static enum im_fate hand_to_hook(struct im_loop *loop, uint32_t slot,
+                                 const struct im_frame *frame)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_span whole = {frame->at, frame->size};
+    struct im_record record = {.kind = IM_EVENT_MESSAGE};
+
+    enum im_fate fate = upcall(loop, slot, record, &whole, 1, 0);
+    if (fate == IM_TAKEN && ++conn->calls >= loop->core->config.calls)
+        im_conn_pause(conn, IM_PAUSE_CALLS);
+    return fate;
+}
+
+static enum im_fate on_message(struct im_loop *loop, uint32_t slot,
+                               const struct im_frame *frame,
+                               struct im_msg *owned)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_message message;
+    struct im_topic *topic;
+
+    if (IM_UNLIKELY(im_message_peek(frame, &message) != IM_OK ||
+                    !im_tag_is_valid(message.tag)))
+        return refuse(loop, slot, IM_ERROR_BAD_FRAME, frame,
+                      (struct im_span){0});
+    if (IM_UNLIKELY(
+            message.sender.len != conn->user_len ||
+            memcmp(message.sender.at, loop->users[slot], conn->user_len) != 0 ||
+            (message.tag.len && message.tag.at[0] == '$')))
+        return refuse(loop, slot, IM_ERROR_FORBIDDEN, frame, message.topic);
+    if (IM_UNLIKELY(frame->flags & IM_DURABLE))
+        return refuse(loop, slot, IM_ERROR_NOT_DURABLE, frame, message.topic);
+
+    switch (verdict_on(loop, slot, message.topic, &topic)) {
+    case IM_ALLOW:
+        return publish(loop, slot, frame, &message, topic, owned);
+    case IM_HOOK:
+        return hand_to_hook(loop, slot, frame);
+    case IM_DENY:
+        return refuse(loop, slot, conn->hot_code, frame, message.topic);
+    default:
+        break;
+    }
+
+    struct im_record record = {.kind = IM_EVENT_ASK};
+    if (upcall(loop, slot, record, &message.topic, 1, IM_PAUSE_UPCALL) ==
+        IM_TAKEN)
+        im_stat_add(&loop->stats.asks, 1);
+    return IM_LEFT;
+}
+
+enum im_fate im_dispatch(struct im_loop *loop, uint32_t slot,
+                         const struct im_frame *frame, struct im_msg *owned)
+{
+    if (IM_UNLIKELY(loop->conns[slot].state == IM_STATE_HANDSHAKE))
+        return on_hello(loop, slot, frame);
+    if (IM_UNLIKELY(im_frame_check_client(frame) != IM_OK))
+        return refuse(loop, slot, IM_ERROR_BAD_FRAME, frame,
+                      (struct im_span){0});
+
+    switch (frame->type) {
+    case IM_MESSAGE:
+        return on_message(loop, slot, frame, owned);
+    case IM_PING:
+        return on_ping(loop, slot, frame);
+    case IM_PONG:
+        return IM_TAKEN;
+    case IM_SUBSCRIBE:
+    case IM_UNSUBSCRIBE:
+    case IM_CALL:
+        return on_control(loop, slot, frame);
+    case IM_ACK:
+    case IM_NACK:
+        return on_ack(loop, slot, frame);
+    case IM_HELLO:
+    case IM_WELCOME:
+    case IM_SUBSCRIBED:
+    case IM_UNSUBSCRIBED:
+    case IM_RECEIPT:
+    case IM_RESULT:
+    case IM_ERROR:
+    case IM_GOAWAY:
+        return refuse(loop, slot, IM_ERROR_BAD_FRAME, frame,
+                      (struct im_span){0});
+    default:
+        return refuse(loop, slot, IM_ERROR_NOT_FOUND, frame,
+                      (struct im_span){0});
+    }
+}

@@ -1,0 +1,21 @@
+/*
+ * dispatch.h - one frame of a client, and what it came to.
+ */
+#pragma once
+
+#include "loop.h"
+
+enum im_fate {
+    IM_TAKEN, /* go on behind it */
+    IM_LEFT,  /* it waits, and all behind it */
+    IM_GONE   /* the connection is closing */
+};
+
+/* Judges one whole frame. `owned` is the message that holds it, when it was
+ * collected in one, or NULL; the caller keeps its reference. */
+enum im_fate im_dispatch(struct im_loop *loop, uint32_t slot,
+                         const struct im_frame *frame, struct im_msg *owned);
+
+/* Closes a connection whose bytes are no frames, or too many. */
+enum im_fate im_dispatch_close(struct im_loop *loop, uint32_t slot,
+                               uint16_t code);

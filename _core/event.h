@@ -1,0 +1,69 @@
+/*
+ * event.h - the two vocabularies of the border: what a thread tells Python,
+ * and what Python tells a thread. Each is a record of a queue; conn names the
+ * connection, a, b and the bytes are told below.
+ */
+#pragma once
+
+#include "base.h"
+
+enum im_event {
+    /* a = flags, b = request, bytes = u8 n, n bytes of address, body. */
+    IM_EVENT_HELLO = 1,
+    /* a = type | flags << 8, b = request, bytes = body. */
+    IM_EVENT_FRAME = 2,
+    /* The first MESSAGE on a topic: bytes = topic. The frame waits. */
+    IM_EVENT_ASK = 3,
+    /* A MESSAGE on a topic with a hook: bytes = the frame. */
+    IM_EVENT_MESSAGE = 4,
+    /* a = error code, b = request, bytes = u64 id, topic. */
+    IM_EVENT_REFUSED = 5,
+    /* The last of every connection that had a HELLO: a = close code, 0 when
+     * the peer went by itself. */
+    IM_EVENT_CLOSED = 6
+};
+
+/* What an answer ends: the pause of the connection, or one call of it. */
+enum im_ends { IM_ENDS_NOTHING = 0, IM_ENDS_PAUSE = 1, IM_ENDS_CALL = 2 };
+
+enum im_command {
+    IM_COMMAND_LISTEN = 1, /* b = socket */
+    IM_COMMAND_UNLISTEN = 2,
+    IM_COMMAND_WELCOME = 3,     /* a = length of user; user, frame */
+    IM_COMMAND_SEND = 4,        /* a = ends; frame */
+    IM_COMMAND_DECIDE = 5,      /* a = code, b = verdict; topic */
+    IM_COMMAND_SUBSCRIBE = 6,   /* a = ends, b = topic | tags << 16 (lengths);
+                                   topic, tags, frame */
+    IM_COMMAND_UNSUBSCRIBE = 7, /* a = ends, b = length; topic, frame */
+    IM_COMMAND_PUBLISH = 8,     /* a = ends; frame */
+    IM_COMMAND_BROADCAST = 9,   /* frame */
+    IM_COMMAND_REVOKE = 10,     /* topic, or nothing for all */
+    IM_COMMAND_DRAIN = 11,      /* frame */
+    IM_COMMAND_CLOSE = 12,      /* a = code; frame, or nothing */
+    /* Between threads. */
+    IM_COMMAND_ADOPT = 13, /* b = socket */
+    IM_COMMAND_RELAY = 14  /* conn = address of a lent message */
+};
+
+/* The close codes the core uses by itself; docs/protocol.md lists all. */
+enum im_close_code {
+    IM_CLOSE_PEER = 0,
+    IM_CLOSE_UNAUTHORIZED = 4001,
+    IM_CLOSE_BAD_PROTOCOL = 4004,
+    IM_CLOSE_TOO_LARGE = 4013,
+    IM_CLOSE_HEARTBEAT = 4108,
+    IM_CLOSE_SLOW = 4109,
+    IM_CLOSE_OVERLOADED = 4153,
+    IM_CLOSE_HANDSHAKE = 4160,
+    IM_CLOSE_RESTART = 4201
+};
+
+/* The errors the core refuses frames with. */
+enum im_error_code {
+    IM_ERROR_BAD_FRAME = 400,
+    IM_ERROR_FORBIDDEN = 403,
+    IM_ERROR_NOT_FOUND = 404,
+    IM_ERROR_SUBSCRIPTIONS = 442,
+    IM_ERROR_OVERLOADED = 503,
+    IM_ERROR_NOT_DURABLE = 507
+};

@@ -1,0 +1,21 @@
+/*
+ * fanout.h - one message to everybody who subscribed.
+ */
+#pragma once
+
+#include "loop.h"
+
+/* Sends a whole MESSAGE frame to the subscribers of its topic, on this thread
+ * and the others, and drops the caller's reference. `topic` is its topic here,
+ * or NULL when this thread has none; `skip` a slot that gets nothing, or
+ * IM_NONE. Fills in the time. */
+void im_fanout_publish(struct im_loop *loop, struct im_msg *msg,
+                       struct im_topic *topic, const struct im_message *message,
+                       uint64_t hash, uint32_t skip);
+
+/* Delivers here what another thread published and lent to this one. */
+void im_fanout_relayed(struct im_loop *loop, struct im_msg *msg);
+
+/* Sends `msg` to every active connection of this thread; drops the caller's
+ * reference. */
+void im_fanout_broadcast(struct im_loop *loop, struct im_msg *msg);

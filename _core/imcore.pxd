@@ -1,0 +1,101 @@
+# What Cython sees of the core. The headers have the contracts.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "imcore.h" nogil:
+    enum im_status:
+        IM_OK
+        IM_MORE
+        IM_BAD
+        IM_FULL
+
+    struct im_span:
+        const uint8_t *at
+        size_t len
+
+    struct im_record:
+        uint32_t len
+        uint16_t kind
+        uint16_t a
+        uint32_t b
+        uint64_t conn
+
+    struct im_config:
+        uint32_t threads
+        uint32_t max_connections
+        uint32_t max_frame_bytes
+        uint32_t hello_bytes
+        uint32_t handshake_ms
+        uint32_t interval_ms
+        uint32_t timeout_ms
+        uint32_t max_missed
+        uint32_t outbox_soft_bytes
+        uint32_t outbox_hard_bytes
+        uint32_t stall_ms
+        uint32_t subscriptions
+        uint32_t rights
+        uint32_t calls
+        uint64_t pool_bytes
+
+    struct im_loop:
+        int epoll_fd
+
+    struct im_core:
+        im_config config
+        uint32_t loop_count
+        im_loop *loops
+        int event_fd
+
+    const char *const im_stat_names[]
+
+    enum:
+        IM_COMMAND_LISTEN
+        IM_COMMAND_UNLISTEN
+        IM_COMMAND_WELCOME
+        IM_COMMAND_SEND
+        IM_COMMAND_DECIDE
+        IM_COMMAND_SUBSCRIBE
+        IM_COMMAND_UNSUBSCRIBE
+        IM_COMMAND_PUBLISH
+        IM_COMMAND_BROADCAST
+        IM_COMMAND_REVOKE
+        IM_COMMAND_DRAIN
+        IM_COMMAND_CLOSE
+
+        IM_EVENT_HELLO
+        IM_EVENT_FRAME
+        IM_EVENT_ASK
+        IM_EVENT_MESSAGE
+        IM_EVENT_REFUSED
+        IM_EVENT_CLOSED
+
+        IM_ALLOW
+        IM_HOOK
+        IM_DENY
+
+        IM_ENDS_NOTHING
+        IM_ENDS_PAUSE
+        IM_ENDS_CALL
+
+        IM_STAT_COUNT
+        IM_STAT_MAX
+        IM_USER_MAX
+        IM_TOPIC_MAX
+        IM_FILTER_LEN_MAX
+
+    const uint8_t *im_record_bytes(const im_record *record)
+    im_status im_core_new(const im_config *config, im_core **made)
+    void im_core_free(im_core *core)
+    im_status im_core_goodbye(im_core *core, uint8_t codec, uint16_t code, im_span frame)
+    im_status im_core_start(im_core *core)
+    void im_core_stop(im_core *core)
+    im_status im_core_command(
+        im_core *core, uint32_t number, im_record record, const im_span *parts, size_t count
+    )
+    const im_record *im_core_event(im_core *core, uint32_t *number)
+    void im_core_event_done(im_core *core, uint32_t number, const im_record *record)
+    bint im_core_listener_sleeps(im_core *core)
+    void im_core_stats(const im_core *core, uint64_t *sums)
+    void im_loop_turn(im_loop *loop, int wait_ms)
+    uint32_t im_conn_thread(uint64_t id)

@@ -1,0 +1,152 @@
+/*
+ * outbox.c - references in blocks, gathered into as few sends as possible.
+ *
+ * The common turn puts one to a few dozen small messages and sends them all:
+ * one block, one copy into the scratch, one send. Copying wins over a vector
+ * of parts up to a few kilobytes; above that the message is its own part.
+ */
+#include "outbox.h"
+
+/* Copied below, a part of its own from here. The cost of a part in the kernel
+ * is about that of copying one to two kilobytes. */
+#define COPY_MAX 2048u
+
+struct block {
+    struct im_msg *next;
+    struct im_msg *refs[IM_OUTBOX_REFS];
+};
+
+_Static_assert(sizeof(struct block) + sizeof(struct im_msg) == 256, "block");
+
+static struct block *block_of(struct im_msg *slot)
+{
+    return (struct block *)(void *)slot->bytes;
+}
+
+enum im_status im_outbox_put(struct im_outbox *outbox, struct im_pool *pool,
+                             struct im_msg *msg, enum im_purpose purpose)
+{
+    if (!outbox->last || outbox->tail == IM_OUTBOX_REFS) {
+        struct im_msg *slot = im_pool_take(pool, sizeof(struct block), purpose);
+        if (!slot)
+            return IM_FULL;
+        block_of(slot)->next = NULL;
+        if (outbox->last)
+            block_of(outbox->last)->next = slot;
+        else
+            outbox->first = slot;
+        outbox->last = slot;
+        outbox->tail = 0;
+    }
+    block_of(outbox->last)->refs[outbox->tail++] = msg;
+    outbox->bytes += msg->len;
+    return IM_OK;
+}
+
+static bool gather_copy(struct im_gather *gather, uint32_t *copied,
+                        const uint8_t *at, uint32_t len)
+{
+    if (*copied + len > IM_GATHER_SCRATCH)
+        return false;
+
+    uint8_t *to = gather->scratch + *copied;
+    struct iovec *last = gather->parts + gather->count - 1;
+    if (gather->count && (uint8_t *)last->iov_base + last->iov_len == to) {
+        last->iov_len += len;
+    } else if (gather->count == IM_GATHER_PARTS) {
+        return false;
+    } else {
+        gather->parts[gather->count++] = (struct iovec){to, len};
+    }
+    memcpy(to, at, len);
+    *copied += len;
+    return true;
+}
+
+void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
+{
+    uint32_t copied = 0, skip = outbox->sent, at = outbox->head;
+
+    gather->count = 0;
+    gather->bytes = 0;
+    for (struct im_msg *slot = outbox->first; slot;
+         slot = block_of(slot)->next, at = 0) {
+        uint32_t end = slot == outbox->last ? outbox->tail : IM_OUTBOX_REFS;
+        for (; at < end; at++, skip = 0) {
+            struct im_msg *msg = block_of(slot)->refs[at];
+            uint8_t *from = msg->bytes + skip;
+            uint32_t len = msg->len - skip;
+
+            /* Alone, a message leaves from where it is. */
+            bool alone = len == outbox->bytes;
+            if (len <= COPY_MAX && !alone) {
+                if (!gather_copy(gather, &copied, from, len))
+                    return;
+            } else if (gather->count == IM_GATHER_PARTS) {
+                return;
+            } else {
+                gather->parts[gather->count++] = (struct iovec){from, len};
+            }
+            gather->bytes += len;
+        }
+    }
+}
+
+static void drop_block(struct im_outbox *outbox, struct im_pool *pool)
+{
+    struct im_msg *slot = outbox->first;
+
+    outbox->first = block_of(slot)->next;
+    outbox->head = 0;
+    if (!outbox->first)
+        outbox->last = NULL;
+    im_msg_drop(pool, slot);
+}
+
+void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
+                    uint32_t len)
+{
+    IM_ASSERT(len <= outbox->bytes);
+    outbox->bytes -= len;
+    len += outbox->sent;
+    outbox->sent = 0;
+    while (outbox->first) {
+        struct im_msg *slot = outbox->first;
+        uint32_t end = slot == outbox->last ? outbox->tail : IM_OUTBOX_REFS;
+        for (; outbox->head < end; outbox->head++) {
+            struct im_msg *msg = block_of(slot)->refs[outbox->head];
+            if (len < msg->len) {
+                outbox->sent = len;
+                return;
+            }
+            len -= msg->len;
+            im_msg_drop(pool, msg);
+        }
+        drop_block(outbox, pool);
+    }
+}
+
+void im_outbox_clear(struct im_outbox *outbox, struct im_pool *pool)
+{
+    im_outbox_sent(outbox, pool, outbox->bytes);
+}
+
+void im_outbox_cut(struct im_outbox *outbox, struct im_pool *pool)
+{
+    struct im_msg *begun = NULL;
+    uint32_t sent = outbox->sent;
+
+    if (sent) {
+        begun = block_of(outbox->first)->refs[outbox->head];
+        im_msg_share(pool, begun, 1);
+    }
+    im_outbox_clear(outbox, pool);
+    if (!begun)
+        return;
+    if (im_outbox_put(outbox, pool, begun, IM_FOR_CONTROL) != IM_OK) {
+        im_msg_drop(pool, begun);
+        return;
+    }
+    outbox->sent = sent;
+    outbox->bytes = begun->len - sent;
+}

@@ -1,0 +1,58 @@
+/*
+ * outbox.h - what one connection still has to send: references in order.
+ *
+ * Filled by fan-out, emptied once a turn. An idle connection owns nothing here
+ * but these 24 bytes; the blocks that hold references come from the message
+ * pool, so a reader that lags costs pool memory and hits the pool's bound.
+ *
+ *   O1  bytes = the sum of what the references hold, less what of the first
+ *       one was sent already.
+ *   O2  a message that was begun is finished, whatever else is dropped: half a
+ *       frame would make the rest of the stream unreadable.
+ */
+#pragma once
+
+#include <sys/uio.h>
+
+#include "pool.h"
+
+#define IM_OUTBOX_REFS 28u /* with the link they fill a slot of 256 bytes */
+
+struct im_outbox {
+    struct im_msg *first; /* blocks: pool slots that hold references */
+    struct im_msg *last;
+    uint32_t bytes;
+    uint32_t sent; /* of the first message */
+    uint8_t head;  /* next reference to send, in the first block */
+    uint8_t tail;  /* next free place, in the last block */
+};
+
+/* One send: gathered bytes and whole messages, in order. */
+#define IM_GATHER_PARTS 64u
+#define IM_GATHER_SCRATCH (64u << 10)
+
+struct im_gather {
+    struct iovec parts[IM_GATHER_PARTS];
+    uint32_t count;
+    uint32_t bytes;
+    uint8_t *scratch; /* IM_GATHER_SCRATCH bytes */
+};
+
+/* Appends `msg` and takes over a reference the caller holds for it. IM_FULL
+ * when the pool has no block for `purpose`; the reference stays with the
+ * caller. */
+enum im_status im_outbox_put(struct im_outbox *outbox, struct im_pool *pool,
+                             struct im_msg *msg, enum im_purpose purpose);
+
+/* What to send next, without changing the outbox: small messages are copied
+ * together into the scratch, large ones are parts of their own. Valid until
+ * the outbox changes. */
+void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather);
+
+/* The first `len` bytes were sent: drops what is complete. */
+void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
+                    uint32_t len);
+
+/* Drops everything, or everything but a first message already begun. */
+void im_outbox_clear(struct im_outbox *outbox, struct im_pool *pool);
+void im_outbox_cut(struct im_outbox *outbox, struct im_pool *pool);

@@ -1,0 +1,106 @@
+"""The compiled connection core: I/O threads that own the sockets and never take the GIL.
+
+Its docstrings are here because this is the contract: `imserver.gateway` is the only importer.
+Events come out of `poll()`, commands go in by the other methods; both are copies into bounded
+queues, so no call waits for the network. A connection is named by a number that is never used
+again while anybody can remember it; a command for one that has gone is ignored. Call it from one
+thread at a time.
+"""
+
+from typing import Final, final
+
+#: (kind, connection, a, b, data); what a, b and data are is told beside each kind.
+Event = tuple[int, int, int, int, bytes]
+
+#: First frame. a = flags, b = request, data = one byte n, n bytes of peer address, HELLO body.
+#: The connection is paused: answer with welcome(), or send() and close().
+EVENT_HELLO: Final[int]
+#: SUBSCRIBE, UNSUBSCRIBE (paused: end with ENDS_PAUSE) or CALL (end with ENDS_CALL).
+#: a = type | flags << 8, b = request, data = body.
+EVENT_FRAME: Final[int]
+#: The first MESSAGE on a topic, which waits. data = topic, not yet judged. Answer with decide().
+EVENT_ASK: Final[int]
+#: A MESSAGE on a topic decided HOOK. data = the frame. Counts as a call: end with ENDS_CALL.
+EVENT_MESSAGE: Final[int]
+#: The core refused a frame. a = error code, b = request, data = u64 id of the message or 0, topic.
+#: Paused: answer with an ERROR by send(..., ENDS_PAUSE).
+EVENT_REFUSED: Final[int]
+#: The last event of every connection that had an EVENT_HELLO. a = close code, 0: the peer went.
+EVENT_CLOSED: Final[int]
+
+#: What a command ends besides its own effect: nothing, the pause, or one call of the connection.
+ENDS_NOTHING: Final[int]
+ENDS_PAUSE: Final[int]
+ENDS_CALL: Final[int]
+
+#: Verdicts: publish directly, hand each message to Python, refuse with a code.
+ALLOW: Final[int]
+HOOK: Final[int]
+DENY: Final[int]
+
+@final
+class Core:
+    """The connections of one server.
+
+    `threads=0` starts no thread: then every `poll()` takes one turn in the caller's thread. All
+    sizes and times are bounds a client cannot cross; `imserver.config` documents each. Raises
+    ValueError for a bound outside its range, MemoryError when memory or descriptors are missing.
+    """
+
+    def __new__(
+        cls,
+        *,
+        threads: int,
+        max_connections: int,
+        max_frame_bytes: int,
+        hello_bytes: int,
+        handshake_ms: int,
+        interval_ms: int,
+        timeout_ms: int,
+        max_missed: int,
+        outbox_soft_bytes: int,
+        outbox_hard_bytes: int,
+        stall_ms: int,
+        subscriptions: int,
+        rights: int,
+        calls: int,
+        pool_bytes: int,
+    ) -> Core: ...
+    def fileno(self) -> int:
+        """Readable while poll() has something to return, or, with threads=0, to do."""
+    def start(self) -> None:
+        """Start the I/O threads. Once; OSError when the system refuses them."""
+    def stop(self) -> None:
+        """End the threads; sockets close with the object. Later commands do nothing."""
+    def listen(self, fd: int) -> None:
+        """Accept from a listening, non-blocking stream socket, which the core owns from here."""
+    def unlisten(self) -> None:
+        """Close the listening socket; connections stay."""
+    def poll(self) -> list[Event]:
+        """What has happened, in order per connection; at most 4,096 events a call."""
+    def goodbye(self, codec: int, code: int, frame: bytes) -> None:
+        """The GOAWAY frame for a close code in one codec; before start(), 64 in all."""
+    def welcome(self, conn: int, user: bytes, frame: bytes) -> None:
+        """Accept a HELLO: the connection is `user`'s from now on; `frame` is the WELCOME."""
+    def send(self, conn: int, frame: bytes, ends: int = ...) -> None:
+        """Queue a frame."""
+    def decide(self, conn: int, topic: bytes, verdict: int, code: int = ...) -> None:
+        """Keep the verdict on publishing to `topic`, until revoke(); `code` is DENY's error."""
+    def subscribe(
+        self, conn: int, topic: bytes, tags: bytes, frame: bytes, ends: int = ...
+    ) -> None:
+        """Deliver `topic` to the connection, filtered by b"*" or b"a||b"; then send `frame`."""
+    def unsubscribe(self, conn: int, topic: bytes, frame: bytes, ends: int = ...) -> None:
+        """Stop delivering; then send `frame` unless it is empty."""
+    def publish(self, frame: bytes, conn: int = ..., ends: int = ...) -> None:
+        """Route a MESSAGE frame to its subscribers; `conn` is its origin, for NO_ECHO."""
+    def broadcast(self, frame: bytes) -> None:
+        """Send a MESSAGE frame to every active connection."""
+    def revoke(self, conn: int, topic: bytes = ...) -> None:
+        """Forget the verdicts on all topics, or on one: the next message asks again."""
+    def drain(self, conn: int, frame: bytes) -> None:
+        """Enter the state draining; `frame` is the GOAWAY that says until when."""
+    def close(self, conn: int, code: int, frame: bytes = ...) -> None:
+        """Send what is queued and the GOAWAY `frame`, or the goodbye of `code`; then close."""
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges of all threads, summed; `docs/operations.md` explains each."""

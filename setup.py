@@ -1,0 +1,42 @@
+"""Builds the core once, as a static library, and the two doors to it.
+
+Everything else about the package is in pyproject.toml. Debug and sanitizer
+builds come from CFLAGS and LDFLAGS, which the Makefile sets.
+"""
+
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CORE = Path("_core")
+# The binding is relinked whenever any of these changes.
+EVERYTHING = sorted(str(path) for path in CORE.iterdir() if path.suffix in {".c", ".h", ".pxd"})
+CFLAGS = "-std=c11 -Wall -Wextra -Wshadow -Wconversion -Werror -fvisibility=hidden -fPIC".split()
+
+imcore = (
+    "imcore",
+    {
+        "sources": sorted(str(path) for path in CORE.glob("*.c")),
+        "obj_deps": {"": EVERYTHING},
+        "cflags": CFLAGS,
+    },
+)
+binding = Extension(
+    "imserver._core",
+    ["_core/core.pyx"],
+    include_dirs=["_core"],
+    libraries=["imcore"],
+    depends=EVERYTHING,
+    extra_compile_args=["-fvisibility=hidden"],
+)
+setup(
+    libraries=[imcore],
+    ext_modules=cythonize(
+        [binding],
+        include_path=["_core"],
+        build_dir="build/cython",
+        compiler_directives={"language_level": 3, "auto_pickle": False},
+    ),
+    cffi_modules=["_core/build_ffi.py:ffi"],
+)
