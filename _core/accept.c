@@ -22,6 +22,9 @@
  * established traffic is served in between. */
 #define ACCEPTS_A_TURN 64
 
+/* Before a HELLO has named one, we speak JSON. */
+#define CODEC_JSON 1
+
 static void watch_listener(struct im_loop *loop, bool on)
 {
     struct epoll_event event = {.events = on ? (uint32_t)EPOLLIN : 0u,
@@ -81,12 +84,22 @@ static uint32_t emptiest(const struct im_core *core)
     return best;
 }
 
+/* No slot is left: says so, if the socket takes it at once, and hangs up. */
+static void turn_away(struct im_loop *loop, int fd)
+{
+    struct im_span goodbye =
+        im_core_goodbye_for(loop->core, CODEC_JSON, IM_CLOSE_OVERLOADED);
+
+    im_stat_add(&loop->stats.accept_refused, 1);
+    if (goodbye.len)
+        (void)!send(fd, goodbye.at, goodbye.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    close(fd);
+}
+
 void im_accept_adopt(struct im_loop *loop, int fd)
 {
-    if (im_conn_open(loop, fd) != IM_OK) {
-        im_stat_add(&loop->stats.accept_refused, 1);
-        close(fd);
-    }
+    if (im_conn_open(loop, fd) != IM_OK)
+        turn_away(loop, fd);
 }
 
 static void place(struct im_loop *loop, int fd)
@@ -102,8 +115,7 @@ static void place(struct im_loop *loop, int fd)
     }
     if (im_queue_push(&core->loops[to].relays[loop->number], record, NULL, 0) !=
         IM_OK) {
-        im_stat_add(&loop->stats.accept_refused, 1);
-        close(fd);
+        turn_away(loop, fd);
         return;
     }
     loop->waking |= 1u << to;

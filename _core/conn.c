@@ -223,19 +223,6 @@ static void let_go(struct im_loop *loop, uint32_t slot)
     conn->tail = NULL;
 }
 
-static struct im_span goodbye_for(const struct im_core *core, uint8_t codec,
-                                  uint16_t code)
-{
-    struct im_span found = {NULL, 0};
-
-    for (uint32_t i = 0; i < core->goodbye_count; i++) {
-        const struct im_goodbye *goodbye = &core->goodbyes[i];
-        if (goodbye->code == code && goodbye->codec == codec)
-            return (struct im_span){goodbye->bytes, goodbye->len};
-    }
-    return found;
-}
-
 bool im_conn_tell_closed(struct im_loop *loop, uint32_t slot)
 {
     struct im_conn *conn = &loop->conns[slot];
@@ -277,7 +264,7 @@ void im_conn_close(struct im_loop *loop, uint32_t slot, uint16_t code,
     conn->marks &= (uint8_t)~IM_MARK_DOOMED;
     conn->pause = 0;
     if (frame.len == 0)
-        frame = goodbye_for(core, conn->codec, code);
+        frame = im_core_goodbye_for(core, conn->codec, code);
     im_conn_send(loop, slot, frame);
     im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_DEAF);
     im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_CLOSING, loop->now_ms);

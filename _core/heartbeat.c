@@ -34,8 +34,10 @@ static uint32_t misses(const struct im_heartbeat *beat, uint32_t silent_ms)
 }
 
 static enum im_pulse judge(struct im_heartbeat *beat, uint32_t slot,
-                           uint32_t silent_ms)
+                           uint32_t now_ms)
 {
+    uint32_t silent_ms = now_ms - beat->seen_ms[slot];
+
     switch (beat->watch[slot]) {
     case IM_WATCH_HANDSHAKE:
         return silent_ms >= beat->handshake_ms ? IM_PULSE_HANDSHAKE_OVER
@@ -49,7 +51,14 @@ static enum im_pulse judge(struct im_heartbeat *beat, uint32_t slot,
         return IM_PULSE_NONE;
     }
 
+    /* One miss at a time: if it was we who slept, as a suspended machine does,
+     * the peer is asked and given its time all the same. */
     uint32_t count = misses(beat, silent_ms);
+    if (count > beat->missed[slot] + 1u) {
+        count = beat->missed[slot] + 1u;
+        beat->seen_ms[slot] =
+            now_ms - beat->interval_ms - (count - 1) * beat->timeout_ms;
+    }
     if (count > beat->max_missed)
         return IM_PULSE_DEAD;
     if (count == beat->missed[slot])
@@ -75,7 +84,7 @@ uint32_t im_heartbeat_sweep(struct im_heartbeat *beat, uint32_t *at,
         uint32_t silent_ms = now_ms - beat->seen_ms[slot];
         if (IM_LIKELY(silent_ms < shortest && !beat->missed[slot]))
             continue;
-        *pulse = judge(beat, slot, silent_ms);
+        *pulse = judge(beat, slot, now_ms);
         if (*pulse != IM_PULSE_NONE)
             return slot;
     }

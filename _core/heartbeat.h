@@ -11,7 +11,8 @@
  *
  * Silent for the interval: one miss is begun, the peer is asked with a PING.
  * Each further timeout without a frame is one more; after `max_missed` the
- * peer is dead.
+ * peer is dead. A sweep that comes late, as after a suspended machine wakes
+ * up, still counts one miss at a time.
  */
 #pragma once
 

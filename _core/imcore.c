@@ -104,6 +104,17 @@ enum im_status im_core_goodbye(struct im_core *core, uint8_t codec,
     return IM_OK;
 }
 
+struct im_span im_core_goodbye_for(const struct im_core *core, uint8_t codec,
+                                   uint16_t code)
+{
+    for (uint32_t i = 0; i < core->goodbye_count; i++) {
+        const struct im_goodbye *goodbye = &core->goodbyes[i];
+        if (goodbye->code == code && goodbye->codec == codec)
+            return (struct im_span){goodbye->bytes, goodbye->len};
+    }
+    return (struct im_span){NULL, 0};
+}
+
 static void *run(void *argument)
 {
     struct im_loop *loop = argument;

@@ -33,6 +33,10 @@ void im_core_free(struct im_core *core);
 enum im_status im_core_goodbye(struct im_core *core, uint8_t codec,
                                uint16_t code, struct im_span frame);
 
+/* The frame set for that code, or an empty span. */
+struct im_span im_core_goodbye_for(const struct im_core *core, uint8_t codec,
+                                   uint16_t code);
+
 /* Starts the threads; IM_FULL when one cannot be started. */
 enum im_status im_core_start(struct im_core *core);
 

@@ -1,0 +1,53 @@
+# One command a verb. `make run` and `make test` do all the set-up there is.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CORE := $(wildcard _core/*)
+SAN := -fsanitize=address,undefined -fno-omit-frame-pointer -O1 -g
+ASAN_LIB := build/asan/lib
+
+.PHONY: run test setup build check fmt asan tsan bench clean help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+run: build  ## a server on loopback for a first look: open to everybody on this machine
+	@exec $(BIN)/imserver serve --dev $(ARGS)
+
+test: build  ## all tests; ARGS="-k chat" for some
+	$(BIN)/python -m pytest $(ARGS)
+
+setup: .venv/ready  ## system packages, virtual environment, git hook
+.venv/ready: pyproject.toml ci/setup
+	PYTHON=$(PYTHON) ci/setup
+	@touch $@
+
+build: build/ready  ## the core, in place
+build/ready: .venv/ready setup.py $(CORE)
+	@mkdir -p build
+	$(BIN)/python setup.py -q build_clib build_ext --inplace
+	@touch $@
+
+check: build  ## format, lint, types, and the stub against the module
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror _core/*.[ch] bench/*.[ch] tests/core/*.c
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest imserver._core --allowlist ci/stubtest.allow
+
+fmt: setup  ## put everything into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/clang-format -i _core/*.[ch] bench/*.[ch] tests/core/*.c
+
+asan: setup  ## the tests of the core and of the protocol under ASan and UBSan
+	CFLAGS="$(SAN)" LDFLAGS="$(SAN)" $(BIN)/python setup.py -q \
+	    build_clib --build-clib build/asan/clib --build-temp build/asan/temp \
+	    build_ext --build-lib $(ASAN_LIB) --build-temp build/asan/temp
+	ci/asan $(ASAN_LIB) $(ARGS)
+
+bench: build  ## server CPU an operation beside the floor, in one run
+	$(BIN)/python -m bench $(ARGS)
+
+clean:  ## everything that was built; .venv stays
+	rm -rf build dist *.egg-info imserver/*.so bench/_build

@@ -1,0 +1,232 @@
+/*
+ * floor.c - the yardstick: what moving these bytes costs when nothing is done
+ * with them.
+ *
+ * One thread, level-triggered epoll, one recv a wake-up of a connection into
+ * one large buffer, one send of all whole frames in it: straight back (echo),
+ * or to every other connection (fanout). These are the system calls that any
+ * epoll server needs for the same traffic; a length is looked at, because a
+ * server that forwards messages has to, and nothing else is. No login, no
+ * names, no copies, no heartbeats, no bounds.
+ *
+ *   floor echo|fanout      prints the port it listens on, runs until killed
+ *
+ * What a peer does not take is kept for it, and it is not read from until that
+ * has gone (echo): the yardstick loses nothing. With the windows of the
+ * benchmark this does not happen.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define MAX_FD 20000
+#define EVENTS 1024
+#define INBOX_BYTES (256u * 1024u)
+
+/* Bytes that wait: the beginning of a frame, or what a peer did not take. */
+struct keep {
+    uint8_t *bytes;
+    size_t len;
+};
+
+struct peer {
+    bool is_open;
+    struct keep tail;
+    struct keep unsent;
+};
+
+static struct peer peers[MAX_FD];
+static int top_fd; /* all peers are below */
+static int epoll_fd;
+static bool is_fanout;
+static uint8_t inbox[INBOX_BYTES];
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static void keep_more(struct keep *keep, const uint8_t *bytes, size_t len)
+{
+    keep->bytes = realloc(keep->bytes, keep->len + len);
+    if (!keep->bytes)
+        die("realloc");
+    memcpy(keep->bytes + keep->len, bytes, len);
+    keep->len += len;
+}
+
+static void drop_keep(struct keep *keep)
+{
+    free(keep->bytes);
+    *keep = (struct keep){0};
+}
+
+static void watch(int fd, uint32_t events, int operation)
+{
+    struct epoll_event event = {.events = events, .data.fd = fd};
+
+    if (epoll_ctl(epoll_fd, operation, fd, &event) != 0)
+        die("epoll_ctl");
+}
+
+static void end_peer(int fd)
+{
+    drop_keep(&peers[fd].tail);
+    drop_keep(&peers[fd].unsent);
+    peers[fd].is_open = false;
+    close(fd);
+}
+
+/* A peer that is broken is ended when epoll reports it. */
+static void give(int fd, const uint8_t *bytes, size_t len)
+{
+    struct peer *peer = &peers[fd];
+    ssize_t n = 0;
+
+    if (peer->unsent.len == 0)
+        n = send(fd, bytes, len, MSG_NOSIGNAL);
+    if (n == (ssize_t)len || (n < 0 && errno != EAGAIN))
+        return;
+    if (peer->unsent.len == 0)
+        watch(fd, is_fanout ? EPOLLIN | EPOLLOUT : EPOLLOUT, EPOLL_CTL_MOD);
+    n = n > 0 ? n : 0;
+    keep_more(&peer->unsent, bytes + n, len - (size_t)n);
+}
+
+static void give_rest(int fd)
+{
+    struct keep rest = peers[fd].unsent;
+
+    peers[fd].unsent = (struct keep){0};
+    watch(fd, EPOLLIN, EPOLL_CTL_MOD);
+    give(fd, rest.bytes, rest.len);
+    free(rest.bytes);
+}
+
+/* How many bytes of these are whole frames. */
+static size_t whole_frames(const uint8_t *bytes, size_t len)
+{
+    size_t at = 0;
+
+    while (len - at >= 4) {
+        uint32_t length;
+
+        memcpy(&length, bytes + at, 4);
+        length = __builtin_bswap32(length);
+        if (length > len - at - 4)
+            break;
+        at += 4 + length;
+    }
+    return at;
+}
+
+static void take(int fd)
+{
+    struct peer *peer = &peers[fd];
+    size_t have = peer->tail.len;
+    size_t whole;
+    ssize_t n;
+
+    if (have) {
+        memcpy(inbox, peer->tail.bytes, have);
+        drop_keep(&peer->tail);
+    }
+    n = recv(fd, inbox + have, INBOX_BYTES - have, 0);
+    if (n <= 0) {
+        end_peer(fd);
+        return;
+    }
+    have += (size_t)n;
+    whole = whole_frames(inbox, have);
+    if (whole == 0 && have == INBOX_BYTES) {
+        end_peer(fd); /* a frame larger than the buffer */
+        return;
+    }
+    if (whole < have)
+        keep_more(&peer->tail, inbox + whole, have - whole);
+    if (whole == 0)
+        return;
+    if (!is_fanout) {
+        give(fd, inbox, whole);
+        return;
+    }
+    for (int other = 0; other < top_fd; other++)
+        if (peers[other].is_open && other != fd)
+            give(other, inbox, whole);
+}
+
+static void take_connections(int listener)
+{
+    int on = 1;
+    int fd;
+
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >=
+           0) {
+        if (fd >= MAX_FD) {
+            close(fd);
+            continue;
+        }
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        peers[fd] = (struct peer){.is_open = true};
+        if (fd >= top_fd)
+            top_fd = fd + 1;
+        watch(fd, EPOLLIN, EPOLL_CTL_ADD);
+    }
+}
+
+static int listen_on_loopback(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, len) != 0 ||
+        listen(fd, SOMAXCONN) != 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &len) != 0)
+        die("listen");
+    printf("%d\n", ntohs(address.sin_port));
+    fflush(stdout);
+    return fd;
+}
+
+int main(int argc, char **argv)
+{
+    static struct epoll_event events[EVENTS];
+    int listener;
+
+    if (argc != 2 || (strcmp(argv[1], "echo") && strcmp(argv[1], "fanout"))) {
+        fputs("usage: floor echo|fanout\n", stderr);
+        return 2;
+    }
+    is_fanout = !strcmp(argv[1], "fanout");
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll_fd < 0)
+        die("epoll_create1");
+    listener = listen_on_loopback();
+    watch(listener, EPOLLIN, EPOLL_CTL_ADD);
+    for (;;) {
+        int n = epoll_wait(epoll_fd, events, EVENTS, -1);
+
+        for (int i = 0; i < n; i++) {
+            int fd = events[i].data.fd;
+
+            if (fd == listener)
+                take_connections(listener);
+            else if (events[i].events & EPOLLOUT && peers[fd].unsent.len)
+                give_rest(fd);
+            else if (peers[fd].is_open)
+                take(fd);
+        }
+    }
+}

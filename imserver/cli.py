@@ -1,0 +1,254 @@
+"""The command line: options in, one call out.
+
+What a command does stands in `cli_serve`, `cli_chat` and `cli_doctor`; they are imported by the
+command that needs them, so that `imserver token` in a shell loop does not load an event loop.
+Exit codes: 0 done, 1 failed, 2 wrong use, 78 bad configuration (EX_CONFIG of sysexits).
+
+Not here: what settings mean (config), and the benchmark (bench, run from the repository).
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, NoReturn, TypeVar
+
+import click
+
+from imserver.config import MAKE_A_KEY, Config, ConfigError, check_serve
+from imserver.config_sources import load, to_toml
+from imserver.errors import ImError
+
+EX_CONFIG = 78
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class BadConfig(click.ClickException):
+    """The configuration cannot be used; the message names the setting and the rule."""
+
+    exit_code = EX_CONFIG
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"bad configuration: {self.message}", file=file or sys.stderr)
+
+
+def version() -> str:
+    try:
+        return metadata.version("imserver")
+    except metadata.PackageNotFoundError:
+        return "unknown (run from its sources)"
+
+
+def read_config(path: Path | None, **overrides: Any) -> Config:
+    """File, environment, command line. Options that were not given are None and do nothing."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return load(path, environ=os.environ, overrides=given)
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a client's command. Ctrl-C is how people leave it, so it is no failure."""
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        click.echo("", err=True)
+    except ImError as error:
+        raise click.ClickException(str(error)) from None
+
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="IMSERVER_CONFIG",
+    help="TOML file with settings; also IMSERVER_CONFIG.",
+)
+
+
+def serving_options(command: F) -> F:
+    """The settings that `serve` takes as options, and whoever asks what serve would do."""
+    for option in (
+        click.option("--dev", is_flag=True, default=None, help="Insecure: for trying out."),
+        click.option("--threads", metavar="N", help="I/O threads; 0: in the event loop."),
+        click.option("--data", "data_dir", metavar="DIR", help="Directory for what survives."),
+        click.option("--http", metavar="HOST:PORT", help="Address of the HTTP API."),
+        click.option("--listen", metavar="HOST:PORT", help="Address for clients."),
+        config_option,
+    ):
+        command = option(command)
+    return command
+
+
+def client_options(command: F) -> F:
+    """Where the server is and who we are."""
+    for option in (
+        click.option(
+            "--token", metavar="TOKEN", help="Login; better IMSERVER_TOKEN, which ps(1) hides."
+        ),
+        click.option("--user", metavar="NAME", help="Login without a token, to a --dev server."),
+        click.option(
+            "--server",
+            metavar="HOST:PORT",
+            envvar="IMSERVER_SERVER",
+            default="127.0.0.1:7400",
+            show_default=True,
+            help="Also IMSERVER_SERVER.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _login(user: str | None, token: str | None) -> dict[str, str]:
+    if user and token:
+        raise click.UsageError("--user and --token exclude each other: a token names its user")
+    token = token or (None if user else os.environ.get("IMSERVER_TOKEN"))
+    if user:
+        return {"user": user}
+    if token:
+        return {"token": token}
+    text = "who are you? --user NAME for a --dev server, else --token or IMSERVER_TOKEN"
+    raise click.UsageError(text)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version(), prog_name="imserver")
+def main() -> None:
+    """An instant-messaging server. Start with: imserver serve --dev"""
+
+
+@main.command()
+@serving_options
+def serve(config_path: Path | None, **overrides: Any) -> None:
+    """Run the server until SIGTERM or Ctrl-C, then drain; a second one ends it at once."""
+    from imserver import cli_serve
+
+    cli_serve.raise_file_limit()
+    config = read_config(config_path, **overrides)
+    try:
+        check_serve(config)
+        where = f" --config {config_path}" if config_path else ""
+        cli_serve.serve(config, version(), where)
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
+    except cli_serve.CannotServe as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@click.argument("user")
+@click.option("--publish", metavar="PATTERN", multiple=True, help='Topic, or "room:*".')
+@click.option("--subscribe", metavar="PATTERN", multiple=True, help='Topic, or "room:*".')
+@click.option("--ttl", "ttl_s", metavar="SECONDS", type=int, default=3600, show_default=True)
+@click.option("--device", metavar="NAME", help="The only device the token is good for.")
+@click.option("--kid", metavar="NAME", help="Key to sign with.  [default: the first]")
+@click.option(
+    "--private-key",
+    type=click.File("rb"),
+    help="PEM file to sign with, where the configuration only has the public key.",
+)
+@config_option
+def token(
+    config_path: Path | None, user: str, private_key: IO[bytes] | None, **claims: Any
+) -> None:
+    """Print a token for USER, signed with a key of the configuration."""
+    from imserver.auth import issue
+
+    config = read_config(config_path)
+    if not config.auth.keys:
+        raise BadConfig(f"auth.keys: no key to sign with; {MAKE_A_KEY}")
+    signer = private_key.read() if private_key else None
+    try:
+        click.echo(issue(config.auth, user, private_key=signer, **claims))
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@click.argument("room")
+@client_options
+def chat(room: str, server: str, user: str | None, token: str | None) -> None:
+    """Talk in ROOM: lines you type go to all others in it. Ctrl-D leaves."""
+    from imserver import cli_chat
+
+    run(cli_chat.chat(server, _login(user, token), room))
+
+
+@main.command()
+@click.argument("topic")
+@click.argument("text")
+@click.option("--tag", default="", help="What subscribers can filter by.")
+@client_options
+def publish(
+    topic: str, text: str, tag: str, server: str, user: str | None, token: str | None
+) -> None:
+    """Publish TEXT to TOPIC, for example room:lobby."""
+    from imserver import cli_chat
+
+    run(cli_chat.publish(server, _login(user, token), topic, text, tag))
+
+
+@main.command()
+@click.argument("topic")
+@click.option("--tags", default="*", show_default=True, help='Only these: "a||b".')
+@click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@client_options
+def tail(
+    topic: str,
+    tags: str,
+    count: int | None,
+    as_json: bool,
+    server: str,
+    user: str | None,
+    token: str | None,
+) -> None:
+    """Print the messages of TOPIC as they come. Ctrl-C ends."""
+    from imserver import cli_chat
+
+    run(cli_chat.tail(server, _login(user, token), topic, tags, count, as_json))
+
+
+@main.group("config")
+def config_group() -> None:
+    """Look at the configuration."""
+
+
+@config_group.command("check")
+@serving_options
+def config_check(config_path: Path | None, **overrides: Any) -> None:
+    """Say whether `serve` with the same options would accept it."""
+    from imserver.auth import Authenticator
+
+    config = read_config(config_path, **overrides)
+    try:
+        check_serve(config)
+        Authenticator(config.auth)
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
+    click.echo("the configuration is good")
+
+
+@config_group.command("show")
+@serving_options
+def config_show(config_path: Path | None, **overrides: Any) -> None:
+    """Print every setting as it is in force, as TOML. Secrets are hidden."""
+    click.echo(to_toml(read_config(config_path, **overrides)), nl=False)
+
+
+@main.command()
+@serving_options
+def doctor(config_path: Path | None, **overrides: Any) -> NoReturn:
+    """Say what this machine and this installation lack. Exit code 1 if serving cannot work."""
+    from imserver import cli_doctor
+
+    given = {key: value for key, value in overrides.items() if value is not None}
+    sys.exit(cli_doctor.report(cli_doctor.examine(config_path, os.environ, given), version()))

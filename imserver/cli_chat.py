@@ -1,0 +1,194 @@
+"""`imserver chat`, `publish` and `tail`: the client, for people in a terminal and for scripts.
+
+Not here: connections and their repair (client), lines and terminals (cli_terminal).
+"""
+
+import asyncio
+import base64
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+
+import click
+
+from imserver.cli_terminal import notice, read_lines, say
+from imserver.client import Client, Subscription
+from imserver.errors import Closed, ImError
+from imserver.model import CODECS, Message
+
+#: How long a server is tried for that does not answer: it may be starting in another window.
+CONNECT_S = 3.0
+
+_CODEC_NAMES = {number: name for name, number in CODECS.items()}
+
+
+@asynccontextmanager
+async def connected(
+    server: str, login: Mapping[str, str], errors: list[ImError] | None = None
+) -> AsyncIterator[Client]:
+    """A client of that server. Refused publishes go to `errors`, or to stderr."""
+    seen = False
+
+    def on_connect(_: object) -> None:
+        nonlocal seen
+        if seen:
+            notice("connected again")
+        seen = True
+
+    def on_error(error: ImError) -> None:
+        if errors is None:
+            notice(f"not delivered: {error}")
+        else:
+            errors.append(error)
+
+    try:
+        client = Client(
+            server,
+            user=login.get("user"),
+            token=login.get("token"),
+            device=_device(login.get("token", "")),
+            name="imserver-cli",
+            connect_timeout_s=CONNECT_S,
+            on_connect=on_connect,
+            on_disconnect=lambda closed: notice(f"connection lost: {closed}"),
+            on_error=on_error,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        await client.start()
+    except (OSError, Closed) as error:
+        if isinstance(error, Closed) and error.code:
+            raise
+        text = f"no server at {server}: {error}. Start one: imserver serve --dev"
+        raise click.ClickException(text) from None
+    try:
+        yield client
+    finally:
+        client.on_disconnect = None
+        await client.close()
+
+
+def _device(token: str) -> str:
+    """The device that the token is bound to. Else one of our own: under a shared name, each
+    command would end the one in the next window."""
+    with suppress(ValueError, AttributeError):
+        payload = token.split(".")[1] if token.count(".") == 2 else "e30"
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        device = claims.get("im", {}).get("device")
+        if isinstance(device, str):
+            return device
+    return f"terminal-{os.getpid()}"
+
+
+async def chat(server: str, login: Mapping[str, str], room: str) -> None:
+    """Lines of stdin become messages of the room, messages of others become lines."""
+    topic = room if room.startswith("room:") else f"room:{room}"
+    async with connected(server, login) as client:
+        subscription = await client.subscribe(topic)
+        assert client.welcome
+        if sys.stdin.isatty():
+            notice(f"you are {client.welcome.user} in {topic}; type a line, Ctrl-D leaves")
+        tasks = [
+            asyncio.create_task(_listen(subscription)),
+            asyncio.create_task(_speak(client, topic)),
+        ]
+        done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        for task in done:
+            task.result()
+
+
+async def _listen(subscription: Subscription) -> None:
+    async for message in subscription:
+        say(f"{message.sender}: {_text(message)}")
+
+
+async def _speak(client: Client, topic: str) -> None:
+    lines = read_lines(sys.stdin.fileno())
+    while (line := await lines.get()) is not None:
+        if line:
+            try:
+                await client.publish(topic, line, no_echo=True)
+            except Closed:
+                raise
+            except ImError as error:
+                notice(f"not sent: {error}")
+    await _heard(client)
+
+
+async def publish(server: str, login: Mapping[str, str], topic: str, text: str, tag: str) -> None:
+    """One message. A refusal is a failure; one by a hook that takes its time may come too late
+    to be seen."""
+    errors: list[ImError] = []
+    async with connected(server, login, errors) as client:
+        await client.publish(topic, text, tag=tag)
+        await _heard(client)
+        await asyncio.sleep(0)  # errors are handed over by the loop
+    if errors:
+        raise errors[0]
+
+
+async def _heard(client: Client) -> None:
+    """Returns when the server has taken everything sent before: it answers in order."""
+    with suppress(ImError):
+        await client.call("presence", {"users": []}, timeout_s=CONNECT_S)
+
+
+async def tail(
+    server: str,
+    login: Mapping[str, str],
+    topic: str,
+    tags: str,
+    count: int | None,
+    as_json: bool,
+) -> None:
+    """The messages of a topic, one a line, until `count` of them have been printed."""
+    async with connected(server, login) as client:
+        left = count
+        async for message in await client.subscribe(topic, tags):
+            say(_as_json(message) if as_json else _as_text(message))
+            if left is not None:
+                left -= 1
+                if left == 0:
+                    return
+
+
+def _as_text(message: Message) -> str:
+    when = time.strftime("%H:%M:%S", time.localtime(message.time_ms / 1000))
+    tag = f" [{message.tag}]" if message.tag else ""
+    return f"{when}{tag} {message.sender}: {_text(message)}"
+
+
+def _as_json(message: Message) -> str:
+    """Its fields; `body` is the decoded value, or base64 text of bytes that are no text."""
+    fields = {
+        "topic": message.topic,
+        "tag": message.tag,
+        "sender": message.sender,
+        "id": message.id,
+        "seq": message.seq,
+        "time_ms": message.time_ms,
+        "codec": _CODEC_NAMES.get(message.codec, str(message.codec)),
+        "body": _value(message),
+    }
+    return json.dumps(fields, default=str)
+
+
+def _value(message: Message) -> object:
+    try:
+        value = message.value()
+    except (ValueError, ImportError):
+        value = message.body
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+def _text(message: Message) -> str:
+    value = _value(message)
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        value = value["text"]
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,134 @@
+"""What a client has received and its application has not yet read.
+
+    S1  a subscription holds at most `queue_messages` messages, or STRETCH times as many while
+        a request is unanswered; the connection stops reading before that.
+
+Not here: asking the server for a subscription (client).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+from imserver.errors import ErrorCode, ImError
+from imserver.model import Message
+
+#: A full subscription stops the reading, but an answer that somebody waits for, perhaps the
+#: very task that would read the subscription, must still get through: up to this many times
+#: the bound, reading goes on while a request is unanswered.
+STRETCH = 8
+
+
+class Subscription:
+    """The messages of one topic, in order: `async for message in subscription`.
+
+    Iteration ends after `close()`; it raises ImError with the code of an UNSUBSCRIBED that
+    nobody asked for, and `Closed` when the client was told to stop. Made by `Client.subscribe`.
+    """
+
+    def __init__(self, topic: str, tags: str, inbox: "Inbox") -> None:
+        self.topic = topic
+        self.tags = tags
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_ended = False
+        self._inbox = inbox
+        self._queue: deque[Message] = deque()
+        self._news = asyncio.Event()
+        self._error: ImError | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        while not self._queue:
+            if self._error:
+                raise self._error
+            if self.is_ended:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        message = self._queue.popleft()
+        self._inbox.shrunk(self)
+        return message
+
+    def __len__(self) -> int:
+        """How many messages wait to be read."""
+        return len(self._queue)
+
+    def __bool__(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        """Unsubscribe. What waits to be read is gone."""
+        self.end(None)
+        self._queue.clear()
+        self._inbox.shrunk(self)
+        await self._inbox.leave(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def put(self, message: Message) -> None:
+        if not self.is_ended:
+            self._queue.append(message)
+            self._news.set()
+
+    def end(self, error: ImError | None) -> None:
+        """Nothing more will come; what is queued can still be read."""
+        if self.is_ended:
+            return
+        self.is_ended, self._error = True, error
+        self._news.set()
+        if not self.opened.done():
+            self.opened.set_exception(error or ImError(ErrorCode.TIMEOUT, "closed meanwhile"))
+            self.opened.exception()  # perhaps nobody waits for it any more
+
+
+class Inbox:
+    """A client's subscriptions by topic, and whether they have room.
+
+    `regulate` is called whenever `is_stuck` may have changed. `leave` tells the server.
+    """
+
+    def __init__(
+        self,
+        queue_messages: int,
+        regulate: Callable[[], None],
+        leave: Callable[[Subscription], Awaitable[None]],
+    ) -> None:
+        self.by_topic: dict[str, Subscription] = {}
+        self.leave = leave
+        self._regulate = regulate
+        self._bound = queue_messages
+        self._full: set[Subscription] = set()
+
+    def deliver(self, message: Message) -> bool:
+        """Queue a message; False when no subscription reads its topic."""
+        subscription = self.by_topic.get(message.topic)
+        if subscription is None:
+            return False
+        subscription.put(message)
+        if len(subscription) >= self._bound:
+            self._full.add(subscription)
+            self._regulate()
+        return True
+
+    def shrunk(self, subscription: Subscription) -> None:
+        # At half, not at one below: pausing and resuming are system calls.
+        if subscription in self._full and len(subscription) <= self._bound // 2:
+            self._full.discard(subscription)
+            self._regulate()
+
+    def is_stuck(self, is_waiting: bool) -> bool:
+        """Whether reading must stop; `is_waiting` while an answer is expected."""
+        bound = self._bound * STRETCH if is_waiting else self._bound
+        return any(len(subscription) >= bound for subscription in self._full)
+
+    def forget(self, subscription: Subscription, error: ImError | None) -> None:
+        subscription.end(error)
+        if self.by_topic.get(subscription.topic) is subscription:
+            del self.by_topic[subscription.topic]

@@ -1,0 +1,364 @@
+"""Events in, commands out: the only module that knows the core.
+
+The core tells what it may not decide, in batches; each event is answered by a command. Logins
+come by the thousand a second and meet no hook in most programs: that path makes no task, takes
+no lock and waits for nothing. Where a hook is asked, a bounded number of tasks wait for it.
+
+    G1  who is paused gets one answer, on every path: a command that ends the pause or the call,
+        or the end of the connection. What fails in between ends in one of them too.
+    G2  after EVENT_CLOSED nothing is said to a connection.
+    G3  a session is in the table from WELCOME until EVENT_CLOSED.
+    G4  who waited for a hook is judged by routing again: rights may have ended meanwhile.
+
+Not here: the policy (routing, auth), HELLO (gateway_login), CALLs (gateway_calls), what frames
+contain (gateway_frames), what the application orders (gateway_orders).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from imserver import _core, gateway_frames
+from imserver.auth import Authenticator
+from imserver.config import Config
+from imserver.errors import CloseCode, ErrorCode, ImError
+from imserver.gateway_calls import Calls
+from imserver.gateway_frames import Frames
+from imserver.gateway_login import Logins
+from imserver.gateway_orders import Orders
+from imserver.gateway_tasks import Tasks, Work
+from imserver.hooks import Hooks, Publication
+from imserver.model_session import NEVER, Session
+from imserver.protocol import (
+    Call,
+    FrameType,
+    Subscribe,
+    Unsubscribe,
+    check_tags,
+    check_topic,
+    codec_of,
+    decode_body,
+    decode_message,
+)
+from imserver.routing import Routing
+from imserver.sessions import Sessions
+
+#: A poll that returned so many may have left some behind.
+EVENTS_A_POLL: Final = 4_096
+
+#: How often expired sessions are looked for: one pass over the table, a millisecond for 20,000.
+SWEEP_S: Final = 1.0
+
+_log = logging.getLogger("imserver.gateway")
+
+
+def make_core(config: Config) -> _core.Core:
+    """The core with the bounds of a configuration. ValueError, MemoryError: see `_core.pyi`."""
+    limits, beat = config.limits, config.heartbeat
+    return _core.Core(
+        threads=config.threads,
+        max_connections=limits.max_connections,
+        max_frame_bytes=limits.max_frame_bytes,
+        hello_bytes=min(limits.hello_bytes, limits.max_frame_bytes),
+        handshake_ms=limits.handshake_ms,
+        interval_ms=beat.interval_ms,
+        timeout_ms=beat.timeout_ms,
+        max_missed=beat.max_missed,
+        outbox_soft_bytes=limits.outbox_soft_bytes,
+        outbox_hard_bytes=limits.outbox_hard_bytes,
+        stall_ms=limits.stall_ms,
+        subscriptions=limits.subscriptions,
+        rights=limits.rights,
+        calls=limits.calls,
+        pool_bytes=limits.pool_bytes,
+    )
+
+
+class Gateway:
+    """The clients of one server, from HELLO to the end.
+
+    Made, started and stopped once, in one event loop. `core` is for tests.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        authenticator: Authenticator,
+        routing: Routing,
+        sessions: Sessions,
+        hooks: Hooks,
+        core: _core.Core | None = None,
+    ) -> None:
+        self.core = core or make_core(config)
+        self.sessions = sessions
+        # Apart, so that slow calls do not keep others from logging in.
+        self._judging = Tasks()
+        self._calling = Tasks()
+        self._closing = Tasks()
+        self._frames = Frames(config)
+        self._routing = routing
+        self._hooks = hooks
+        self.logins = Logins(
+            config.dev, self.core, self._frames, authenticator, sessions, hooks, self._judging
+        )
+        self.orders = Orders(self.core, self._frames, authenticator, sessions, routing)
+        self._calls = Calls(sessions, routing, self.orders.refresh)
+        self._hook_timeout_s = config.limits.hook_timeout_ms / 1000
+        self._is_running = False
+
+    # Life
+
+    def start(self) -> None:
+        """Start the core and listen to it in the running loop."""
+        for (codec, code), frame in self._frames.goodbyes.items():
+            self.core.goodbye(codec, code, frame)
+        self._hooks.batches.finish = self.on_finished
+        self._hooks.on_change = self.orders.forget_verdicts
+        self._loop = asyncio.get_running_loop()
+        self._is_running = True
+        self.core.start()
+        self._loop.add_reader(self.core.fileno(), self.on_events)
+        self._sweeping = self._loop.call_later(SWEEP_S, self.on_sweep)
+
+    async def stop(self) -> None:
+        """End everything, politely only to the application: on_close hooks get their time."""
+        if not self._is_running:
+            return
+        self._is_running = False
+        self._sweeping.cancel()
+        self._loop.remove_reader(self.core.fileno())
+        for session in self.sessions:
+            self.on_closed(session.conn, CloseCode.RESTART, 0, b"")
+        self._hooks.on_change = None
+        for tasks in (self._judging, self._calling):
+            await tasks.stop()
+        await self._hooks.stop()
+        await self._closing.join(self._hook_timeout_s)
+        await self._closing.stop()
+        self.core.stop()
+        # Its sockets close with the last reference, which must not wait for the collector.
+        del self.core, self.logins, self.orders, self._calls
+
+    def leave(self) -> None:
+        """Take nobody new, and ask those who are here to come back later."""
+        self.logins.is_leaving = True
+        self.orders.unlisten()
+        self.orders.ask_to_leave()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody is connected, and nothing that was accepted waits for a hook."""
+        return not self.sessions and not self._hooks.batches and not self._judging
+
+    def stats(self) -> dict[str, int]:
+        """How much is in the hands of hooks."""
+        tasks = len(self._judging) + len(self._calling) + len(self._closing)
+        return {"hook_tasks": tasks, "hook_messages": len(self._hooks.batches)}
+
+    # Events
+
+    def on_events(self) -> None:
+        """Take what the core tells, in order."""
+        if not self._is_running:
+            return
+        events = self.core.poll()
+        for kind, conn, a, b, data in events:
+            try:
+                _HANDLERS[kind](self, conn, a, b, data)
+            except Exception:
+                _log.exception("event %d of connection %x failed; it is closed", kind, conn)
+                self.core.close(conn, CloseCode.INTERNAL)
+        if len(events) >= EVENTS_A_POLL:
+            self._loop.call_soon(self.on_events)
+
+    def on_hello(self, conn: int, flags: int, request: int, data: bytes) -> None:
+        self.logins.on_hello(conn, codec_of(flags), request, data)
+
+    def on_frame(self, conn: int, a: int, request: int, data: bytes) -> None:
+        session = self._session(conn)
+        if session is None:
+            return
+        type, flags = a & 0xFF, a >> 8
+        ends = _core.ENDS_CALL if type == FrameType.CALL else _core.ENDS_PAUSE
+        try:
+            body: Any = decode_body(type, codec_of(flags), data)
+            _FRAME_HANDLERS[type](self, session, request, body)
+        except ImError as error:
+            self._refuse(session, request, error, ends)
+        except Exception:
+            _log.exception("a frame of type %d failed", type)
+            self._refuse(session, request, ImError(ErrorCode.INTERNAL), ends)
+
+    def on_subscribe(self, session: Session, request: int, body: Subscribe) -> None:
+        topic, tags = check_topic(body.topic), check_tags(body.tags)
+        self._check_subscribe(session, topic)
+        if body.durable or body.after is not None:
+            raise ImError(ErrorCode.NOT_DURABLE, "this server keeps no messages")
+        if self._hooks.judges_subscriptions(topic):
+            work = partial(self._judge_subscription, session, request, topic, tags)
+            self._later(self._judging, session, request, _core.ENDS_PAUSE, work)
+        else:
+            self._subscribe(session, request, topic, tags)
+
+    def on_unsubscribe(self, session: Session, request: int, body: Unsubscribe) -> None:
+        topic = check_topic(body.topic)
+        if topic not in self.sessions.topics(session):
+            raise ImError(ErrorCode.NOT_FOUND, "there is no subscription to this topic")
+        frame = gateway_frames.unsubscribed(topic, session, request)
+        self.core.unsubscribe(session.conn, topic.encode(), frame, _core.ENDS_PAUSE)
+        self.sessions.unsubscribe(session, topic)
+
+    def on_call(self, session: Session, request: int, body: Call) -> None:
+        if self._hooks.answers(body.method):
+            work = partial(self._call, session, request, body)
+            self._later(self._calling, session, request, _core.ENDS_CALL, work)
+        else:
+            result = self._calls.answer(session, body.method, body.params)
+            self._answer(session, request, result)
+
+    def on_ask(self, conn: int, _a: int, _b: int, data: bytes) -> None:
+        session = self._session(conn)
+        if session is None:
+            return
+        try:
+            topic = check_topic(data)
+        except ImError:
+            self.core.decide(conn, data, _core.DENY, ErrorCode.BAD_FRAME)
+            return
+        if not self._routing.may_publish(session.user, session.rights, topic):
+            self.core.decide(conn, data, _core.DENY, ErrorCode.FORBIDDEN)
+        elif self._hooks.judges_messages(topic):
+            self.core.decide(conn, data, _core.HOOK)
+        else:
+            self.core.decide(conn, data, _core.ALLOW)
+
+    def on_message(self, conn: int, _a: int, _b: int, data: bytes) -> None:
+        session = self._session(conn)
+        if session is None:
+            return
+        try:
+            message = decode_message(data)
+            try:
+                self._hooks.batches.accept(Publication(message, session, data))
+            except ImError as error:
+                error.id, error.topic = message.id, message.topic
+                raise
+        except ImError as error:
+            error.id = error.id or int.from_bytes(data[24:32])
+            self._refuse(session, 0, error, _core.ENDS_CALL)
+
+    def on_finished(self, publication: Publication) -> None:
+        """All hooks have seen a message, or one has refused it."""
+        session, message = publication.session, publication.message
+        error = publication.error
+        if not error and not self._routing.may_publish(session.user, session.rights, message.topic):
+            error = ImError(ErrorCode.FORBIDDEN, id=message.id, topic=message.topic)
+        if error:
+            self._refuse(session, 0, error, _core.ENDS_CALL)
+        elif self._is_here(session):
+            self.core.publish(publication.frame, session.conn, _core.ENDS_CALL)
+        elif self._is_running:
+            # Who said something and left has said it all the same.
+            self.core.publish(publication.frame)
+
+    def on_refused(self, conn: int, code: int, request: int, data: bytes) -> None:
+        session = self._session(conn)
+        if session is None:
+            return
+        topic = data[8:].decode(errors="replace")
+        error = ImError(code, id=int.from_bytes(data[:8]), topic=topic)
+        self._refuse(session, request, error, _core.ENDS_PAUSE)
+
+    def on_closed(self, conn: int, code: int, _b: int, _data: bytes) -> None:
+        self.logins.forget(conn)
+        session = self.sessions.close(conn)
+        if session is None or not self._hooks.sees_closes:
+            return
+        if not self._closing.start(partial(self._hooks.close, session, code)):
+            _log.error("on_close hooks are too far behind: the end of %s is not told", session.id)
+
+    def on_sweep(self) -> None:
+        """End the sessions whose token has expired."""
+        try:
+            for session in self.sessions.expired(time.time()):
+                session.expires_s = NEVER  # once; it is in the table until the core says it closed
+                self.core.close(session.conn, CloseCode.TOKEN_EXPIRED)
+        finally:
+            self._sweeping = self._loop.call_later(SWEEP_S, self.on_sweep)
+
+    # Subscriptions and calls
+
+    def _check_subscribe(self, session: Session, topic: str) -> None:
+        if not self._routing.may_subscribe(session.user, session.rights, topic):
+            raise ImError(ErrorCode.FORBIDDEN)
+
+    def _subscribe(self, session: Session, request: int, topic: str, tags: str) -> None:
+        frame = gateway_frames.subscribed(topic, session, request)
+        ends = _core.ENDS_PAUSE
+        self.core.subscribe(session.conn, topic.encode(), tags.encode(), frame, ends)
+        self.sessions.subscribe(session, topic)
+
+    async def _judge_subscription(
+        self, session: Session, request: int, topic: str, tags: str
+    ) -> None:
+        await self._hooks.subscribe(session, topic, tags)
+        if self._is_here(session):
+            self._check_subscribe(session, topic)
+            self._subscribe(session, request, topic, tags)
+
+    async def _call(self, session: Session, request: int, body: Call) -> None:
+        result = await self._hooks.call(body.method, session, body.params)
+        self._answer(session, request, result)
+
+    def _answer(self, session: Session, request: int, result: Any) -> None:
+        if self._is_here(session):
+            frame = self._frames.result(result, session, request)
+            self.core.send(session.conn, frame, _core.ENDS_CALL)
+
+    def _later(self, tasks: Tasks, session: Session, request: int, ends: int, work: Work) -> None:
+        """Let `work` give the answer, as the last thing it does; what it raises is one too."""
+        if not tasks.start(partial(self._wait, session, request, ends, work)):
+            raise ImError(ErrorCode.OVERLOADED)
+
+    async def _wait(self, session: Session, request: int, ends: int, work: Work) -> None:
+        try:
+            await work()
+        except ImError as error:
+            self._refuse(session, request, error, ends)
+        except Exception:
+            _log.exception("the answer to a request of session %s failed", session.id)
+            self._refuse(session, request, ImError(ErrorCode.INTERNAL), ends)
+
+    def _refuse(self, session: Session, request: int, error: ImError, ends: int) -> None:
+        if self._is_here(session):
+            frame = gateway_frames.error(error, session.codec, request)
+            self.core.send(session.conn, frame, ends)
+
+    def _is_here(self, session: Session) -> bool:
+        return self._is_running and self.sessions.get(session.conn) is session
+
+    def _session(self, conn: int) -> Session | None:
+        session = self.sessions.get(conn)
+        if session is None:
+            # By G3 this cannot be; if it is, nobody may wait for an answer that never comes.
+            self.core.close(conn, CloseCode.INTERNAL)
+        return session
+
+
+_HANDLERS: Final[dict[int, Callable[[Gateway, int, int, int, bytes], None]]] = {
+    _core.EVENT_HELLO: Gateway.on_hello,
+    _core.EVENT_FRAME: Gateway.on_frame,
+    _core.EVENT_ASK: Gateway.on_ask,
+    _core.EVENT_MESSAGE: Gateway.on_message,
+    _core.EVENT_REFUSED: Gateway.on_refused,
+    _core.EVENT_CLOSED: Gateway.on_closed,
+}
+
+_FRAME_HANDLERS: Final[dict[int, Callable[[Gateway, Session, int, Any], None]]] = {
+    FrameType.SUBSCRIBE: Gateway.on_subscribe,
+    FrameType.UNSUBSCRIBE: Gateway.on_unsubscribe,
+    FrameType.CALL: Gateway.on_call,
+}

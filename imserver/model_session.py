@@ -1,0 +1,94 @@
+"""Who is at the other end of a connection: login, rights, session.
+
+There is one Session for each connected device, twenty thousand in a process, most of them idle:
+each field costs eight bytes and each object of its own three to eight times that. So rights are
+shared between all who have the same, and everything that can be derived is.
+
+Not here: who may do what with which rights (routing), who is online (sessions).
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+#: Most devices have no name of their own; they share this one.
+DEFAULT_DEVICE: Final = "default"
+
+#: `Session.expires_s` of those whose right to be here does not end by itself.
+NEVER: Final = 0.0
+
+
+class Rights(msgspec.Struct, frozen=True, gc=False):
+    """What a token allows, as patterns over topics: see `matches`."""
+
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+
+
+#: What everybody has whose token says nothing.
+NO_RIGHTS: Final = Rights()
+
+
+# Shared while they are common, not forever: an application that gives every user rights of
+# their own pays for those, and not for a table of all it ever gave.
+@lru_cache(maxsize=256)
+def shared_rights(publish: tuple[str, ...], subscribe: tuple[str, ...]) -> Rights:
+    """The rights with these patterns; the same object to everybody who asks about now."""
+    return Rights(publish, subscribe) if publish or subscribe else NO_RIGHTS
+
+
+def shared_expiry(expires_s: float) -> float:
+    """`expires_s`, rounded up to a whole second: those of a login storm are few numbers, and
+    one object each."""
+    return _shared_number(float(-(-expires_s // 1)))
+
+
+@lru_cache(maxsize=64)
+def _shared_number(number: float) -> float:
+    return number
+
+
+class Login(msgspec.Struct, frozen=True):
+    """An authenticated HELLO, before it is answered. Hooks judge it; nothing keeps it.
+
+    `claims` are those of the token as they were, {} with --dev. `peer` is the address the
+    connection comes from, "127.0.0.1:5000" or "[::1]:5000"; `client` what it says it is.
+    """
+
+    user: str
+    device: str
+    claims: Mapping[str, Any]
+    peer: str
+    client: str
+
+
+class Session(msgspec.Struct, eq=False, gc=False):
+    """One logged-in connection. Alive while it is in `Server.sessions`; a hook may hold it
+    for longer and finds everything but `topics` as it was.
+
+    `conn` is the core's number for the connection, `codec` that of its HELLO. `expires_s` is
+    Unix time, or NEVER. `topics_` belongs to Sessions: None, one topic,
+    or a dict of them.
+    """
+
+    conn: int
+    user: str
+    device: str
+    rights: Rights
+    codec: int
+    expires_s: float = NEVER
+    topics_: str | dict[str, None] | None = None
+
+    @property
+    def id(self) -> str:
+        """The name of this session in logs and in the API; never used again by this process."""
+        return f"{self.conn:x}"
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether a topic fits a pattern: the very topic, or its beginning and a "*" at the end."""
+    if pattern.endswith("*"):
+        return topic.startswith(pattern[:-1])
+    return topic == pattern

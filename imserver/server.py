@@ -1,0 +1,284 @@
+"""The server as a program holds it: put together here, started, told what to do, and stopped.
+
+    async with Server(Config(dev=True)) as server:
+
+        @server.on_publish("room:*")
+        async def see(batch): ...
+
+        await server.publish("room:lobby", {"text": "hello"})
+
+A guest in somebody else's process: no signal handlers, no logging configuration, any asyncio
+loop, and everything it opened is closed when the block ends. Its methods belong to the loop it
+was started in.
+
+Not here: what clients do (gateway), what hooks see (hooks), the signals and logs of
+`imserver serve` (cli_serve).
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+from imserver.auth import Authenticator
+from imserver.config import Config, split_address
+from imserver.errors import CloseCode, ErrorCode, ImError
+from imserver.gateway import Gateway
+from imserver.hooks import (
+    Hooks,
+    OnCall,
+    OnClose,
+    OnConnect,
+    OnPublish,
+    OnSubscribe,
+    check_pattern,
+)
+from imserver.model import CODECS, encode_value
+from imserver.protocol import check_identifier, check_tag, check_topic, encode_message
+from imserver.routing import Routing
+from imserver.sessions import MemorySessions, Sessions
+
+#: Connections that the kernel has completed and we have not accepted: the first moments of a
+#: login storm. The kernel lowers it to net.core.somaxconn.
+BACKLOG: Final = 4_096
+
+#: How long the last words to those we close may take.
+FLUSH_S: Final = 0.5
+
+#: How often we look whether everybody has gone. Sockets end in the core, which tells nobody.
+LOOK_S: Final = 0.02
+
+#: After so many publications in a row the other tasks of the program have their turn.
+PUBLICATIONS_A_TURN: Final = 64
+
+#: The topic of broadcasts. No client can publish or subscribe to it.
+BROADCAST_TOPIC: Final = "$broadcast"
+
+#: The sender of what the server itself says.
+SERVER: Final = "$server"
+
+logging.getLogger("imserver").addHandler(logging.NullHandler())
+
+
+class Server:
+    """A messaging server, for one start and one stop.
+
+    ConfigError for keys that cannot be used. Starting raises OSError when the address is taken
+    or not ours, ValueError or MemoryError for limits that cannot be had. The other methods
+    raise RuntimeError when the server is not running, and ImError for names and sizes that a
+    client could not use either.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config()
+        #: Who is online. Read it as you like, change nothing.
+        self.sessions: Sessions = MemorySessions()
+        limits = self.config.limits
+        self._hooks = Hooks(limits.hook_timeout_ms, limits.call_timeout_ms)
+        self._authenticator = Authenticator(self.config.auth)
+        self._routing = Routing(self.config.namespaces, dev=self.config.dev)
+        self._gateway: Gateway | None = None
+        self._address: tuple[str, int] | None = None
+        self._published = 0
+
+    # Hooks: decorators, usable before the start and after it
+
+    def on_connect(self, hook: OnConnect) -> OnConnect:
+        """`async def f(login: Login)`: judge a login whose token was good."""
+        return self._hooks.on_connect(hook)
+
+    def on_subscribe(self, pattern: str) -> Callable[[OnSubscribe], OnSubscribe]:
+        """`async def f(session, topic, tags)`: judge a subscription that routing allows."""
+        return self._hooks.on_subscribe(pattern)
+
+    def on_publish(self, pattern: str) -> Callable[[OnPublish], OnPublish]:
+        """`async def f(batch: list[Publication])`: see messages before they are delivered, and
+        `refuse` some. Takes the topics that match off the fast path."""
+        return self._hooks.on_publish(pattern)
+
+    def on_call(self, name: str) -> Callable[[OnCall], OnCall]:
+        """`async def f(session, params) -> result`: answer the CALLs of a method."""
+        return self._hooks.on_call(name)
+
+    def on_close(self, hook: OnClose) -> OnClose:
+        """`async def f(session, code)`: a session has ended; code 0: the peer went by itself."""
+        return self._hooks.on_close(hook)
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen. What `async with` calls."""
+        if self._address is not None:
+            raise RuntimeError("a Server starts once; make another one")
+        listener = await open_listener(self.config.listen)
+        try:
+            self._address = listener.getsockname()[:2]
+            gateway = Gateway(
+                self.config, self._authenticator, self._routing, self.sessions, self._hooks
+            )
+            gateway.start()
+        except BaseException:
+            listener.close()
+            raise
+        gateway.orders.listen(listener.detach())
+        self._gateway = gateway
+
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """Leave without hurting anybody: take no new connections, ask everybody to come back
+        later (GOAWAY 4201), and wait until they have gone. Whoever is still here after
+        `timeout_s`, by default the setting, is closed. `stop` is still yours to call."""
+        gateway = self._running()
+        if timeout_s is None:
+            timeout_s = self.config.drain.timeout_ms / 1000
+        gateway.leave()
+        await wait_until(lambda: gateway.is_idle, timeout_s)
+        await self._close_all(gateway)
+
+    async def stop(self) -> None:
+        """Close everything, at once but with a word (4201). Harmless when it is stopped."""
+        gateway, self._gateway = self._gateway, None
+        if gateway is None:
+            return
+        try:
+            gateway.orders.unlisten()
+            await self._close_all(gateway)
+        finally:
+            await gateway.stop()
+
+    async def _close_all(self, gateway: Gateway) -> None:
+        if not self.sessions:
+            return
+        gateway.orders.close_all()
+        await wait_until(lambda: not gateway.orders.stats()["connections"], FLUSH_S)
+
+    # What the program may ask and order
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens: (host, port), the port that the system chose for port 0."""
+        if self._address is None:
+            raise RuntimeError("the server has not been started")
+        return self._address
+
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges by name; docs/operations.md explains each."""
+        gateway = self._running()
+        own = {"sessions": len(self.sessions), "users": self.sessions.users}
+        return gateway.orders.stats() | own | gateway.stats()
+
+    async def publish(
+        self,
+        topic: str,
+        body: Any,
+        *,
+        tag: str = "",
+        sender: str = SERVER,
+        codec: str | None = None,
+        id: int = 0,
+    ) -> None:
+        """Deliver a message to the subscribers of a topic, whatever routing says of it.
+
+        `body`: bytes stay as they are; other values are encoded by `codec`, by default "json".
+        `sender` is a user or a name beginning with "$", like tags. ValueError for what the
+        codec cannot carry.
+        """
+        gateway = self._running()
+        gateway.orders.publish(self._message(check_topic(topic), body, tag, sender, codec, id))
+        self._published += 1
+        if self._published % PUBLICATIONS_A_TURN == 0:
+            await asyncio.sleep(0)
+
+    async def broadcast(
+        self, body: Any, tag: str = "", *, sender: str = SERVER, codec: str | None = None
+    ) -> None:
+        """Deliver a message to every connection, subscribed or not, on the topic "$broadcast"."""
+        gateway = self._running()
+        gateway.orders.broadcast(self._message(BROADCAST_TOPIC, body, tag, sender, codec, 0))
+
+    async def revoke(self, user: str, topic: str | None = None) -> None:
+        """Judge a user's live connections again, at once.
+
+        With a topic, or the beginning of topics and "*", deny it to the user first, whatever
+        the token says. That lasts until `allow` or the end of this process and also holds for
+        later logins. Publishing is asked for anew; subscriptions that are no longer allowed end
+        with UNSUBSCRIBED 403. ImError 503 when 10,000 denials are in force.
+        """
+        gateway = self._running()
+        if topic is not None:
+            check_pattern(check_topic(topic))
+        gateway.orders.revoke(check_identifier(user), topic)
+
+    async def allow(self, user: str, topic: str | None = None) -> None:
+        """Lift one denial of `revoke`, by the same text, or all of a user."""
+        self._running().orders.allow(user, topic)
+
+    async def disconnect(self, user: str, code: int = CloseCode.KICKED) -> int:
+        """Close a user's connections with a code of 4000..4999; returns how many there were."""
+        if not 4000 <= code <= 4999:
+            raise ValueError("close codes are 4000..4999; their ranges are in docs/protocol.md")
+        return self._running().orders.disconnect(user, code)
+
+    def _running(self) -> Gateway:
+        if self._gateway is None:
+            raise RuntimeError("the server is not running")
+        return self._gateway
+
+    def _message(
+        self, topic: str, body: Any, tag: str, sender: str, codec: str | None, id: int
+    ) -> bytes:
+        check_tag(tag.removeprefix("$"))
+        check_identifier(sender.removeprefix("$"))
+        name = codec or ("bytes" if isinstance(body, bytes) else "json")
+        if name not in CODECS:
+            raise ValueError(f"codecs are {', '.join(CODECS)}, not {name!r}")
+        data = body if isinstance(body, bytes) else encode_value(body, CODECS[name])
+        frame = encode_message(topic, sender, data, tag=tag, codec=CODECS[name], id=id)
+        if len(frame) > self.config.limits.max_frame_bytes:
+            text = f"a frame of {len(frame)} bytes; clients take max_frame_bytes"
+            raise ImError(ErrorCode.TOO_LARGE, text)
+        return frame
+
+
+async def wait_until(is_so: Callable[[], bool], timeout_s: float) -> None:
+    """Return when it is so, or after that time."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + timeout_s
+    while not is_so() and loop.time() < deadline_s:  # noqa: ASYNC110 (see LOOK_S)
+        await asyncio.sleep(LOOK_S)
+
+
+async def open_listener(address: str) -> socket.socket:
+    """A non-blocking listening socket on "host:port". A name with several addresses gets the
+    first, IPv4 before IPv6; "[::]" takes both. OSError when it cannot be had."""
+    host, port = split_address(address)
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+    )
+    family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        listener.bind(where)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

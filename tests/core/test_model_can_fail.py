@@ -1,0 +1,87 @@
+"""Models that are wrong on purpose: the machines must find each of them.
+
+A model test that cannot fail proves nothing. Each model below breaks one rule of its structure
+in a way that a careless reader of the header might; the machine that runs beside the real
+structure has to notice.
+"""
+
+import pytest
+from door import MACHINE
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from test_outbox import OutboxMachine, OutboxModel
+from test_pool import PoolMachine, PoolModel
+from test_queue import QueueMachine, QueueModel
+from test_ring import RingMachine, RingModel
+from test_rights import RightsMachine, RightsModel
+from test_topics import TopicsMachine, TopicsModel
+
+#: The same search every time, and no time spent on a nicer counterexample.
+SEARCH = settings(
+    MACHINE, derandomize=True, database=None, phases=[Phase.generate], max_examples=300
+)
+
+
+class RingThatKeepsAByte(RingModel):
+    """One byte always stays free, as in rings that cannot tell full from empty."""
+
+    def can_take(self, wanted: int) -> bool:
+        return self.size - len(self.unread) > wanted
+
+
+class PoolThatForgetsOneReference(PoolModel):
+    def drop(self, entry: list) -> None:
+        if entry[1] != 2:
+            super().drop(entry)
+
+
+class QueueWithoutFiller(QueueModel):
+    """Records wrap around the end in two pieces."""
+
+    def push(self, record: tuple, length: int) -> int:
+        status = super().push(record, length)
+        if status == 0:
+            record, size, filler = self.records.pop()
+            self.tail -= filler
+            self.records.append((record, size, 0))
+        return status
+
+
+class OutboxThatCutsEverything(OutboxModel):
+    """Half a frame stays half a frame."""
+
+    def cut(self) -> None:
+        self.clear()
+
+
+class TopicsThatForgetHeldOnes(TopicsModel):
+    def leave(self, name: bytes, conn: int) -> None:
+        super().leave(name, conn)
+        if name not in self.members:
+            self.holds.pop(name, None)
+
+
+class RightsThatGrowYoung(RightsModel):
+    """A right that is changed counts as new."""
+
+    def set(self, conn: int, name: bytes, verdict: tuple[int, int]) -> None:
+        self.kept[conn].pop(name, None)
+        super().set(conn, name, verdict)
+
+
+@pytest.mark.parametrize(
+    ("machine", "broken"),
+    [
+        (RingMachine, RingThatKeepsAByte),
+        (PoolMachine, PoolThatForgetsOneReference),
+        (QueueMachine, QueueWithoutFiller),
+        (OutboxMachine, OutboxThatCutsEverything),
+        (TopicsMachine, TopicsThatForgetHeldOnes),
+        (RightsMachine, RightsThatGrowYoung),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_the_machine_finds_the_broken_model(machine, broken) -> None:
+    broken_machine = type(broken.__name__, (machine,), {"Model": broken})
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(broken_machine, settings=SEARCH)

@@ -1,0 +1,208 @@
+"""The commands as people run them: real processes, terminals and signals."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Peer
+
+from imserver.protocol import FrameType
+
+IMSERVER = [sys.executable, "-m", "imserver"]
+WAIT_S = 30.0
+
+
+class Process:
+    """A program on a pseudo-terminal, read until a pattern shows."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.terminal, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [*IMSERVER, *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C is a signal
+            env=os.environ | {"TERM": "dumb", "COLUMNS": "120"},
+        )
+        os.close(theirs)
+        self.output = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        """Waits for the pattern in what comes next."""
+        end = time.monotonic() + WAIT_S
+        while not (match := re.search(pattern, self.output)):
+            ready, _, _ = select.select([self.terminal], [], [], max(0, end - time.monotonic()))
+            assert ready, f"{pattern!r} did not come; there was: {self.output!r}"
+            try:
+                data = os.read(self.terminal, 4096)
+            except OSError:  # the other side of the terminal is closed
+                data = b""
+            assert data, f"it ended before {pattern!r}; there was: {self.output!r}"
+            self.output += data.decode()
+        self.output = self.output[match.end() :]
+        return match
+
+    def wait(self) -> int:
+        """Its exit status, when everything it wrote has been read."""
+        end = time.monotonic() + WAIT_S
+        while True:
+            ready, _, _ = select.select([self.terminal], [], [], max(0, end - time.monotonic()))
+            assert ready, f"it goes on; there was: {self.output!r}"
+            try:
+                self.output += os.read(self.terminal, 4096).decode()
+            except OSError:  # nobody holds the other side any more
+                return self.process.wait(WAIT_S)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.terminal)
+
+
+@pytest.fixture
+def run() -> Iterator[type[Process]]:
+    started: list[Process] = []
+
+    def start(*arguments: str) -> Process:
+        started.append(Process(*arguments))
+        return started[-1]
+
+    yield start  # type: ignore[misc]
+    for process in started:
+        process.end()
+
+
+def serve(run: type[Process], *arguments: str) -> tuple[Process, str]:
+    server = run("serve", "--dev", "--listen", "127.0.0.1:0", *arguments)
+    port = server.expect(r"127\.0\.0\.1:(\d+)")[1]
+    return server, f"127.0.0.1:{port}"
+
+
+def connect(address: str) -> Peer:
+    host, port = address.split(":")
+    return Peer((host, int(port)))
+
+
+@pytest.mark.parametrize("threads", ["0", "1", "2"])
+def test_two_people_chat_in_two_terminals(run: type[Process], threads: str) -> None:
+    _, address = serve(run, "--threads", threads)
+    alice = run("chat", "lobby", "--user", "alice", "--server", address)
+    bob = run("chat", "lobby", "--user", "bob", "--server", address)
+    alice.expect("lobby")
+    bob.expect("lobby")
+    alice.type("hello bob\n")
+    bob.expect(r"alice: hello bob")
+    bob.type("grüß dich, alice\n")
+    alice.expect(r"bob: grüß dich, alice")
+    alice.type("\x04")
+    assert alice.wait() == 0
+    bob.type("\x03")
+    assert bob.wait() in (0, 130)
+
+
+def test_sigterm_says_goodbye_and_exits_with_0(run: type[Process]) -> None:
+    server, address = serve(run)
+    bob = connect(address)
+    bob.login("bob")
+    server.process.send_signal(signal.SIGTERM)
+    assert bob.expect(FrameType.GOAWAY)
+    bob.close()
+    assert server.wait() == 0
+
+
+def test_sigterm_does_not_wait_for_ever_for_those_who_stay(
+    run: type[Process], tmp_path: Path
+) -> None:
+    config = tmp_path / "imserver.toml"
+    config.write_text("[drain]\ntimeout_ms = 300\nspread_ms = 100\n")
+    server, address = serve(run, "--config", str(config))
+    bob = connect(address)
+    bob.login("bob")
+    server.process.send_signal(signal.SIGTERM)
+    assert bob.expect(FrameType.GOAWAY)
+    assert bob.expect(FrameType.GOAWAY)  # the end of its patience
+    assert bob.receive() is None
+    assert server.wait() == 0
+
+
+def test_the_newcomer_is_told_what_to_do_next(run: type[Process]) -> None:
+    server, _ = serve(run)
+    server.expect("(?i)insecure")
+    server.expect("imserver chat")
+
+
+def test_an_unsafe_dev_server_is_refused(run: type[Process]) -> None:
+    server = run("serve", "--dev", "--listen", "0.0.0.0:0")
+    assert server.wait() == 78
+    assert "loopback" in server.output
+
+
+def test_a_port_in_use_is_one_clear_line(run: type[Process]) -> None:
+    _, address = serve(run)
+    second = run("serve", "--dev", "--listen", address)
+    assert second.wait() != 0
+    assert "Traceback" not in second.output
+    assert address.split(":")[1] in second.output
+
+
+def test_a_message_goes_from_publish_to_tail(run: type[Process], tmp_path: Path) -> None:
+    """With a token, as in production: HS256, rights as claims."""
+    config = tmp_path / "imserver.toml"
+    config.write_text(
+        'listen = "127.0.0.1:0"\n[[auth.keys]]\nkid = "k"\nalgorithm = "HS256"\n'
+        'secret = "0123456789abcdef0123456789abcdef"\n'
+    )
+    server = run("serve", "--config", str(config))
+    address = "127.0.0.1:" + server.expect(r"127\.0\.0\.1:(\d+)")[1]
+
+    def token(user: str, *rights: str) -> str:
+        made = subprocess.run(
+            [*IMSERVER, "token", user, "--config", str(config), *rights],
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=WAIT_S,
+        )
+        return made.stdout.strip()
+
+    reader, writer = token("ann", "--subscribe", "room:x"), token("ben", "--publish", "room:x")
+    tail = run("tail", "room:x", "--count", "1", "--server", address, "--token", reader)
+    for _ in range(20):
+        done = subprocess.run(
+            [*IMSERVER, "publish", "room:x", "good news", "--server", address, "--token", writer],
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        if tail.process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert tail.wait() == 0
+    assert "good news" in tail.output
+    refused = subprocess.run(
+        [*IMSERVER, "publish", "room:y", "no", "--server", address, "--token", writer],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "403" in refused.stderr
