@@ -105,13 +105,13 @@ const struct im_right *im_right_find(const struct im_rights *, uint32_t conn,
                                      const struct im_topic *);
 enum im_status im_right_set(struct im_rights *, struct im_topics *, uint32_t conn,
                             struct im_span name, uint8_t verdict, uint16_t code,
-                            uint32_t *first, uint32_t *count);
+                            uint32_t *first, uint16_t *count);
 void im_right_drop_oldest(struct im_rights *, struct im_topics *, uint32_t *first,
-                          uint32_t *count);
+                          uint16_t *count);
 void im_right_drop(struct im_rights *, struct im_topics *, struct im_span name,
-                   uint32_t *first, uint32_t *count);
+                   uint32_t *first, uint16_t *count);
 void im_right_drop_all(struct im_rights *, struct im_topics *, uint32_t *first,
-                       uint32_t *count);
+                       uint16_t *count);
 
 enum im_watch { IM_WATCH_NONE, IM_WATCH_HANDSHAKE, IM_WATCH_LIVE, IM_WATCH_CLOSING, ... };
 enum im_pulse { IM_PULSE_NONE, IM_PULSE_REVIVED, IM_PULSE_ASK, IM_PULSE_DEAD,

@@ -43,8 +43,10 @@ static void on_welcome(struct im_loop *loop, uint32_t slot,
 
     if (conn->state != IM_STATE_AUTHENTICATING || user.len > IM_USER_MAX)
         return;
-    memcpy(loop->users[slot], user.at, user.len);
-    conn->user_len = (uint8_t)user.len;
+    if (im_conn_name(loop, slot, user) != IM_OK) {
+        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
+        return;
+    }
     im_conn_enter(loop, conn, IM_STATE_ACTIVE);
     im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_LIVE, loop->now_ms);
     im_conn_send(loop, slot, rest);

@@ -13,6 +13,7 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -55,7 +56,7 @@ static uint32_t new_slot(struct im_loop *loop)
 {
     uint32_t slot = loop->conn_vacant;
     if (slot != IM_NONE) {
-        loop->conn_vacant = loop->conns[slot].next_vacant;
+        loop->conn_vacant = loop->conns[slot].subs;
         return slot;
     }
     return loop->conn_used < loop->conn_count ? loop->conn_used++ : IM_NONE;
@@ -66,7 +67,7 @@ static void free_slot(struct im_loop *loop, uint32_t slot)
     struct im_conn *conn = &loop->conns[slot];
 
     conn->generation = (conn->generation + 1) & 0xffffff;
-    conn->next_vacant = loop->conn_vacant;
+    conn->subs = loop->conn_vacant;
     loop->conn_vacant = slot;
 }
 
@@ -83,8 +84,7 @@ enum im_status im_conn_open(struct im_loop *loop, int fd)
                              .codec = 1,
                              .transport = IM_TRANSPORT_TCP,
                              .subs = IM_NONE,
-                             .rights = IM_NONE,
-                             .next_vacant = IM_NONE};
+                             .rights = IM_NONE};
     struct epoll_event event = {.events = EPOLLIN,
                                 .data.u64 = im_conn_id(loop, slot)};
     if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
@@ -97,6 +97,22 @@ enum im_status im_conn_open(struct im_loop *loop, int fd)
     im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_HANDSHAKE,
                        loop->now_ms);
     im_stat_add(&loop->stats.connections, 1);
+    return IM_OK;
+}
+
+enum im_status im_conn_name(struct im_loop *loop, uint32_t slot,
+                            struct im_span user)
+{
+    union im_user *name = &loop->users[slot];
+    uint8_t *to = name->inside;
+
+    if (user.len > sizeof name->inside) {
+        to = name->apart = malloc(user.len);
+        if (!to)
+            return IM_FULL;
+    }
+    memcpy(to, user.at, user.len);
+    loop->conns[slot].user_len = (uint8_t)user.len;
     return IM_OK;
 }
 
@@ -221,6 +237,9 @@ static void let_go(struct im_loop *loop, uint32_t slot)
     if (conn->tail)
         im_msg_drop(&loop->pool, conn->tail);
     conn->tail = NULL;
+    if (conn->user_len > sizeof loop->users[slot].inside)
+        free(loop->users[slot].apart);
+    conn->user_len = 0;
 }
 
 bool im_conn_tell_closed(struct im_loop *loop, uint32_t slot)

@@ -13,6 +13,20 @@ static inline uint64_t im_conn_id(const struct im_loop *loop, uint32_t slot)
            (uint64_t)loop->conns[slot].generation << 32 | slot;
 }
 
+/* The user it logged in as; empty before. Valid while the connection is. */
+static inline struct im_span im_conn_user(const struct im_loop *loop,
+                                          uint32_t slot)
+{
+    const union im_user *user = &loop->users[slot];
+    size_t len = loop->conns[slot].user_len;
+    return (struct im_span){
+        len <= sizeof user->inside ? user->inside : user->apart, len};
+}
+
+/* Sets it, once. IM_FULL without memory. */
+enum im_status im_conn_name(struct im_loop *loop, uint32_t slot,
+                            struct im_span user);
+
 /* The slot of a connection that still takes part, or IM_NONE. */
 uint32_t im_conn_slot(const struct im_loop *loop, uint64_t id);
 

@@ -12,6 +12,8 @@ from posix.unistd cimport usleep
 
 from imcore cimport *
 
+Event = tuple[int, int, int, int, bytes]
+
 EVENT_HELLO = IM_EVENT_HELLO
 EVENT_FRAME = IM_EVENT_FRAME
 EVENT_ASK = IM_EVENT_ASK
@@ -27,10 +29,10 @@ ALLOW = IM_ALLOW
 HOOK = IM_HOOK
 DENY = IM_DENY
 
-# Events of one poll(): enough for a login storm, few enough that the loop of
-# the embedding program gets its turn in between.
+# Events of one poll(): a crossing is long paid for, the loop of the embedding
+# program gets its turn in between, and a login storm does not blow up the heap.
 cdef enum:
-    EVENTS_A_POLL = 4096
+    EVENTS_A_POLL = 256
 
 # How long a full command queue is given before it is tried again. The thread
 # that empties it never waits for us.

@@ -138,16 +138,18 @@ static enum im_fate on_control(struct im_loop *loop, uint32_t slot,
     return fate;
 }
 
-static enum im_fate on_ping(struct im_loop *loop, uint32_t slot,
-                            const struct im_frame *frame)
+static enum im_fate on_heartbeat(struct im_loop *loop, uint32_t slot,
+                                 const struct im_frame *frame)
 {
     uint8_t pong[IM_HEAD_LEN] = {0, 0, 0, IM_HEAD_LEN - 4, IM_PONG, 0, 0, 0};
 
     if (frame->size != IM_HEAD_LEN)
         return refuse(loop, slot, IM_ERROR_BAD_FRAME, frame,
                       (struct im_span){0});
-    memcpy(pong + 6, frame->at + 6, 2);
-    im_conn_send(loop, slot, (struct im_span){pong, sizeof pong});
+    if (frame->type == IM_PING) {
+        memcpy(pong + 6, frame->at + 6, 2);
+        im_conn_send(loop, slot, (struct im_span){pong, sizeof pong});
+    }
     return IM_TAKEN;
 }
 
@@ -237,10 +239,11 @@ static enum im_fate on_message(struct im_loop *loop, uint32_t slot,
                     !im_tag_is_valid(message.tag)))
         return refuse(loop, slot, IM_ERROR_BAD_FRAME, frame,
                       (struct im_span){0});
-    if (IM_UNLIKELY(
-            message.sender.len != conn->user_len ||
-            memcmp(message.sender.at, loop->users[slot], conn->user_len) != 0 ||
-            (message.tag.len && message.tag.at[0] == '$')))
+
+    struct im_span user = im_conn_user(loop, slot);
+    if (IM_UNLIKELY(message.sender.len != user.len ||
+                    memcmp(message.sender.at, user.at, user.len) != 0 ||
+                    (message.tag.len && message.tag.at[0] == '$')))
         return refuse(loop, slot, IM_ERROR_FORBIDDEN, frame, message.topic);
     if (IM_UNLIKELY(frame->flags & IM_DURABLE))
         return refuse(loop, slot, IM_ERROR_NOT_DURABLE, frame, message.topic);
@@ -276,9 +279,8 @@ enum im_fate im_dispatch(struct im_loop *loop, uint32_t slot,
     case IM_MESSAGE:
         return on_message(loop, slot, frame, owned);
     case IM_PING:
-        return on_ping(loop, slot, frame);
     case IM_PONG:
-        return IM_TAKEN;
+        return on_heartbeat(loop, slot, frame);
     case IM_SUBSCRIBE:
     case IM_UNSUBSCRIBE:
     case IM_CALL:

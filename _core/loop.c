@@ -26,7 +26,10 @@
  * few reads, small enough that it does not keep the others waiting. */
 #define RING_LEN (64u << 10)
 
-#define QUEUE_LEN (1u << 20)
+/* Some hundred logins or a thousand short records. All of it is touched sooner
+ * or later, so it is memory; one that is full only makes the other side wait
+ * for the next batch. */
+#define QUEUE_LEN (256u << 10)
 #define RELAY_LEN (256u << 10)
 
 /* How long a peer may take to hang up after our goodbye. */
@@ -89,8 +92,8 @@ static enum im_status init_memory(struct im_loop *loop)
      * read brought, behind a frame that was unfinished before it. */
     uint32_t message_max = config->max_frame_bytes + RING_LEN;
     uint64_t queue_len = QUEUE_LEN;
-    if (queue_len < 4ull * message_max)
-        queue_len = 4ull * message_max;
+    if (queue_len < 4ull * config->max_frame_bytes)
+        queue_len = 4ull * config->max_frame_bytes;
     if (im_ring_init(&loop->ring, RING_LEN) ||
         im_pool_init(&loop->pool, (uint16_t)loop->number, config->pool_bytes,
                      message_max) ||
@@ -151,9 +154,12 @@ static void close_fd(int *fd)
 
 void im_loop_free(struct im_loop *loop)
 {
-    for (uint32_t slot = 0; slot < loop->conn_used; slot++)
+    for (uint32_t slot = 0; slot < loop->conn_used; slot++) {
         if (loop->conns[slot].state != IM_STATE_CLOSED)
             close_fd(&loop->conns[slot].fd);
+        if (loop->conns[slot].user_len > sizeof loop->users[slot].inside)
+            free(loop->users[slot].apart);
+    }
     for (uint32_t i = 0; loop->relays && i < loop->relay_count; i++) {
         const struct im_record *record;
         while (loop->relays[i].bytes &&

@@ -77,7 +77,7 @@ enum im_mark {
     IM_MARK_SHUT = 64    /* our side of the stream has ended */
 };
 
-/* Two cache lines. What fan-out touches comes first. */
+/* What fan-out touches comes first. Every byte counts ten thousand times. */
 struct im_conn {
     struct im_outbox outbox;
     int fd;
@@ -97,11 +97,16 @@ struct im_conn {
     struct im_msg *tail;  /* unread bytes: an unfinished frame, or a backlog */
     uint32_t tail_len;
     uint32_t tail_want; /* length of the unfinished frame; 0: a backlog */
-    uint32_t subs;      /* first subscription */
+    uint32_t subs;      /* first subscription; of a vacant slot the next one */
     uint32_t rights;    /* newest right */
-    uint32_t sub_count;
-    uint32_t right_count;
-    uint32_t next_vacant;
+    uint16_t sub_count;
+    uint16_t right_count;
+};
+
+/* The name a connection logged in with. Most are short; a long one is apart. */
+union im_user {
+    uint8_t inside[24];
+    uint8_t *apart;
 };
 
 /* A GOAWAY frame to send with a close code, in one codec. */
@@ -145,7 +150,7 @@ struct im_loop {
     bool again;         /* the resume list need not wait for Python */
 
     struct im_conn *conns;
-    uint8_t (*users)[IM_USER_MAX];
+    union im_user *users;
     uint32_t conn_count; /* slots */
     uint32_t conn_used;  /* slots ever used */
     uint32_t conn_vacant;

@@ -13,6 +13,9 @@
 
 #define FILLER 0
 
+/* Bytes in use from which an empty queue starts over. */
+#define START_OVER (32u << 10)
+
 enum im_status im_queue_init(struct im_queue *queue, uint64_t size)
 {
     uint64_t power = 4096;
@@ -43,6 +46,18 @@ static bool has_room(struct im_queue *queue, uint64_t tail, uint64_t size)
     return tail + size - queue->head_seen <= queue->size;
 }
 
+/* Whether a queue found empty goes on at its first byte. One that is emptied
+ * again and again then lives in its first pages, warm, and the others are never
+ * touched: two queues are a fifth of the memory of ten thousand connections. */
+static bool starts_over(struct im_queue *queue, uint64_t tail, uint64_t at,
+                        uint64_t size)
+{
+    if (at < START_OVER || size > at)
+        return false;
+    queue->head_seen = atomic_load_explicit(&queue->head, memory_order_acquire);
+    return queue->head_seen == tail;
+}
+
 enum im_status im_queue_push(struct im_queue *queue, struct im_record head,
                              const struct im_span *parts, size_t count)
 {
@@ -57,18 +72,19 @@ enum im_status im_queue_push(struct im_queue *queue, struct im_record head,
         return IM_BAD;
 
     uint64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
-    uint64_t to_end = queue->size - (tail & (queue->size - 1));
-    uint64_t filler = size > to_end ? to_end : 0;
+    uint64_t at = tail & (queue->size - 1);
+    uint64_t to_end = queue->size - at;
+    uint64_t filler =
+        size > to_end || starts_over(queue, tail, at, size) ? to_end : 0;
     if (!has_room(queue, tail, filler + size))
         return IM_FULL;
 
     if (filler) {
-        uint32_t *at =
-            (uint32_t *)(void *)(queue->bytes + (tail & (queue->size - 1)));
         /* Less than a record head may be left: the size and kind decide. */
-        at[0] = (uint32_t)filler;
+        uint32_t *gap = (uint32_t *)(void *)(queue->bytes + at);
+        *gap = (uint32_t)filler;
         if (filler >= sizeof head)
-            ((struct im_record *)(void *)at)->kind = FILLER;
+            ((struct im_record *)(void *)gap)->kind = FILLER;
         tail += filler;
     }
     head.size = (uint32_t)size;

@@ -93,7 +93,7 @@ static uint32_t new_slot(struct im_rights *rights)
 
 enum im_status im_right_set(struct im_rights *rights, struct im_topics *topics,
                             uint32_t conn, struct im_span name, uint8_t verdict,
-                            uint16_t code, uint32_t *first, uint32_t *count)
+                            uint16_t code, uint32_t *first, uint16_t *count)
 {
     struct im_topic *topic = im_topic_hold(topics, name);
     if (!topic)
@@ -127,7 +127,7 @@ enum im_status im_right_set(struct im_rights *rights, struct im_topics *topics,
 
 /* Removes the right that `link` of a connection's list points to. */
 static void drop_at(struct im_rights *rights, struct im_topics *topics,
-                    uint32_t *link, uint32_t *count)
+                    uint32_t *link, uint16_t *count)
 {
     uint32_t at = *link;
     struct im_right *right = &rights->slots[at];
@@ -147,7 +147,7 @@ static void drop_at(struct im_rights *rights, struct im_topics *topics,
 }
 
 void im_right_drop_oldest(struct im_rights *rights, struct im_topics *topics,
-                          uint32_t *first, uint32_t *count)
+                          uint32_t *first, uint16_t *count)
 {
     uint32_t *link = first;
 
@@ -159,7 +159,7 @@ void im_right_drop_oldest(struct im_rights *rights, struct im_topics *topics,
 }
 
 void im_right_drop(struct im_rights *rights, struct im_topics *topics,
-                   struct im_span name, uint32_t *first, uint32_t *count)
+                   struct im_span name, uint32_t *first, uint16_t *count)
 {
     for (uint32_t *link = first; *link != IM_NONE;
          link = &rights->slots[*link].next_of_conn) {
@@ -173,7 +173,7 @@ void im_right_drop(struct im_rights *rights, struct im_topics *topics,
 }
 
 void im_right_drop_all(struct im_rights *rights, struct im_topics *topics,
-                       uint32_t *first, uint32_t *count)
+                       uint32_t *first, uint16_t *count)
 {
     while (*first != IM_NONE)
         drop_at(rights, topics, first, count);

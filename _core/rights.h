@@ -52,12 +52,12 @@ const struct im_right *im_right_find(const struct im_rights *rights,
  * one it has. IM_FULL without memory. */
 enum im_status im_right_set(struct im_rights *rights, struct im_topics *topics,
                             uint32_t conn, struct im_span name, uint8_t verdict,
-                            uint16_t code, uint32_t *first, uint32_t *count);
+                            uint16_t code, uint32_t *first, uint16_t *count);
 
 /* Forgets the oldest, one topic's, or all rights of a connection. */
 void im_right_drop_oldest(struct im_rights *rights, struct im_topics *topics,
-                          uint32_t *first, uint32_t *count);
+                          uint32_t *first, uint16_t *count);
 void im_right_drop(struct im_rights *rights, struct im_topics *topics,
-                   struct im_span name, uint32_t *first, uint32_t *count);
+                   struct im_span name, uint32_t *first, uint16_t *count);
 void im_right_drop_all(struct im_rights *rights, struct im_topics *topics,
-                       uint32_t *first, uint32_t *count);
+                       uint32_t *first, uint16_t *count);

@@ -26,19 +26,23 @@ Report = dict[str, Any]  # the JSON, as documented by new_report and add
 
 
 class Verdict(NamedTuple):
-    """`found` is None where a target was not measured."""
+    """`found` is None where a target was not measured. `is_disturbed` when at least half of the
+    samples behind it carry a remark: then it should be taken again on a quiet machine."""
 
     scenario: str
     found: float | None
     limit: float
     of: str
+    is_disturbed: bool
 
     @property
     def is_met(self) -> bool:
         return self.found is not None and self.found <= self.limit
 
     def __str__(self) -> str:
-        return "met" if self.is_met else "not measured" if self.found is None else "MISSED"
+        if self.found is None:
+            return "not measured"
+        return ("met" if self.is_met else "MISSED") + (", disturbed" if self.is_disturbed else "")
 
 
 def new_report(settings: Settings, where: Placement) -> Report:
@@ -97,7 +101,14 @@ def _verdict(name: str, result: Mapping[str, Any]) -> Verdict:
     target = result["target"]
     ours = _values(result, _OURS)
     found = _ratios(result) if target["of"] == "floor" else ours
-    return Verdict(name, statistics.median(found) if found else None, target["limit"], target["of"])
+    middle = statistics.median(found) if found else None
+    return Verdict(name, middle, target["limit"], target["of"], _is_disturbed(result))
+
+
+def _is_disturbed(result: Mapping[str, Any]) -> bool:
+    peers = (_OURS, "floor") if result["target"]["of"] == "floor" else (_OURS,)
+    samples = [sample for peer in peers for sample in result["samples"].get(peer, ())]
+    return 2 * sum(bool(sample["remarks"]) for sample in samples) >= max(len(samples), 1)
 
 
 def _values(result: Mapping[str, Any], peer: str) -> list[float]:

@@ -77,7 +77,7 @@ class Core:
     def unlisten(self) -> None:
         """Close the listening socket; connections stay."""
     def poll(self) -> list[Event]:
-        """What has happened, in order per connection; at most 4,096 events a call."""
+        """What has happened, in order per connection; at most 256 events a call."""
     def goodbye(self, codec: int, code: int, frame: bytes) -> None:
         """The GOAWAY frame for a close code in one codec; before start(), 64 in all."""
     def welcome(self, conn: int, user: bytes, frame: bytes) -> None:

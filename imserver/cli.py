@@ -11,12 +11,12 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
 import click
 
+from imserver import __version__
 from imserver.config import MAKE_A_KEY, Config, ConfigError, check_serve
 from imserver.config_sources import load, to_toml
 from imserver.errors import ImError
@@ -35,13 +35,6 @@ class BadConfig(click.ClickException):
         click.echo(f"bad configuration: {self.message}", file=file or sys.stderr)
 
 
-def version() -> str:
-    try:
-        return metadata.version("imserver")
-    except metadata.PackageNotFoundError:
-        return "unknown (run from its sources)"
-
-
 def read_config(path: Path | None, **overrides: Any) -> Config:
     """File, environment, command line. Options that were not given are None and do nothing."""
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -57,7 +50,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)
     except KeyboardInterrupt:
         click.echo("", err=True)
-    except ImError as error:
+    except (ImError, ValueError) as error:  # refused, or not to be put into a frame
         raise click.ClickException(str(error)) from None
 
 
@@ -118,7 +111,7 @@ def _login(user: str | None, token: str | None) -> dict[str, str]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version(), prog_name="imserver")
+@click.version_option(__version__, prog_name="imserver")
 def main() -> None:
     """An instant-messaging server. Start with: imserver serve --dev"""
 
@@ -134,7 +127,7 @@ def serve(config_path: Path | None, **overrides: Any) -> None:
     try:
         check_serve(config)
         where = f" --config {config_path}" if config_path else ""
-        cli_serve.serve(config, version(), where)
+        cli_serve.serve(config, __version__, where)
     except ConfigError as error:
         raise BadConfig(str(error)) from None
     except cli_serve.CannotServe as error:
@@ -251,4 +244,4 @@ def doctor(config_path: Path | None, **overrides: Any) -> NoReturn:
     from imserver import cli_doctor
 
     given = {key: value for key, value in overrides.items() if value is not None}
-    sys.exit(cli_doctor.report(cli_doctor.examine(config_path, os.environ, given), version()))
+    sys.exit(cli_doctor.report(cli_doctor.examine(config_path, os.environ, given), __version__))

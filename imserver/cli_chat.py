@@ -16,7 +16,7 @@ import click
 
 from imserver.cli_terminal import notice, read_lines, say
 from imserver.client import Client, Subscription
-from imserver.errors import Closed, ImError
+from imserver.errors import Closed, ErrorCode, ImError
 from imserver.model import CODECS, Message
 
 #: How long a server is tried for that does not answer: it may be starting in another window.
@@ -49,7 +49,7 @@ async def connected(
             server,
             user=login.get("user"),
             token=login.get("token"),
-            device=_device(login.get("token", "")),
+            device=device_of(login.get("token", "")),
             name="imserver-cli",
             connect_timeout_s=CONNECT_S,
             on_connect=on_connect,
@@ -72,7 +72,7 @@ async def connected(
         await client.close()
 
 
-def _device(token: str) -> str:
+def device_of(token: str) -> str:
     """The device that the token is bound to. Else one of our own: under a shared name, each
     command would end the one in the next window."""
     with suppress(ValueError, AttributeError):
@@ -118,7 +118,8 @@ async def _speak(client: Client, topic: str) -> None:
                 raise
             except ImError as error:
                 notice(f"not sent: {error}")
-    await _heard(client)
+    with suppress(ImError):  # leaving: whoever has not answered by now is not waited for
+        await _heard(client)
 
 
 async def publish(server: str, login: Mapping[str, str], topic: str, text: str, tag: str) -> None:
@@ -134,9 +135,13 @@ async def publish(server: str, login: Mapping[str, str], topic: str, text: str, 
 
 
 async def _heard(client: Client) -> None:
-    """Returns when the server has taken everything sent before: it answers in order."""
-    with suppress(ImError):
+    """Returns when the server has taken everything sent before: it answers in order. Raises
+    when it did not answer, and what was sent may be lost."""
+    try:
         await client.call("presence", {"users": []}, timeout_s=CONNECT_S)
+    except ImError as error:
+        if isinstance(error, Closed) or error.code == ErrorCode.TIMEOUT:
+            raise
 
 
 async def tail(
@@ -145,26 +150,26 @@ async def tail(
     topic: str,
     tags: str,
     count: int | None,
-    as_json: bool,
+    is_json: bool,
 ) -> None:
     """The messages of a topic, one a line, until `count` of them have been printed."""
     async with connected(server, login) as client:
         left = count
         async for message in await client.subscribe(topic, tags):
-            say(_as_json(message) if as_json else _as_text(message))
+            say(as_json(message) if is_json else as_text(message))
             if left is not None:
                 left -= 1
                 if left == 0:
                     return
 
 
-def _as_text(message: Message) -> str:
+def as_text(message: Message) -> str:
     when = time.strftime("%H:%M:%S", time.localtime(message.time_ms / 1000))
     tag = f" [{message.tag}]" if message.tag else ""
     return f"{when}{tag} {message.sender}: {_text(message)}"
 
 
-def _as_json(message: Message) -> str:
+def as_json(message: Message) -> str:
     """Its fields; `body` is the decoded value, or base64 text of bytes that are no text."""
     fields = {
         "topic": message.topic,

@@ -46,9 +46,6 @@ from imserver.protocol import (
 from imserver.routing import Routing
 from imserver.sessions import Sessions
 
-#: A poll that returned so many may have left some behind.
-EVENTS_A_POLL: Final = 4_096
-
 #: How often expired sessions are looked for: one pass over the table, a millisecond for 20,000.
 SWEEP_S: Final = 1.0
 
@@ -107,6 +104,7 @@ class Gateway:
         self.orders = Orders(self.core, self._frames, authenticator, sessions, routing)
         self._calls = Calls(sessions, routing, self.orders.refresh)
         self._hook_timeout_s = config.limits.hook_timeout_ms / 1000
+        self._is_inline = config.threads == 0
         self._is_running = False
 
     # Life
@@ -171,7 +169,9 @@ class Gateway:
             except Exception:
                 _log.exception("event %d of connection %x failed; it is closed", kind, conn)
                 self.core.close(conn, CloseCode.INTERNAL)
-        if len(events) >= EVENTS_A_POLL:
+        if events and self._is_inline:
+            # Without threads the descriptor speaks for the sockets, not for events that did not
+            # fit into this poll.
             self._loop.call_soon(self.on_events)
 
     def on_hello(self, conn: int, flags: int, request: int, data: bytes) -> None:
@@ -252,6 +252,14 @@ class Gateway:
 
     def on_finished(self, publication: Publication) -> None:
         """All hooks have seen a message, or one has refused it."""
+        try:
+            self._finish(publication)
+        except Exception:
+            _log.exception("a message of session %s failed; it is closed", publication.session.id)
+            if self._is_here(publication.session):
+                self.core.close(publication.session.conn, CloseCode.INTERNAL)
+
+    def _finish(self, publication: Publication) -> None:
         session, message = publication.session, publication.message
         error = publication.error
         if not error and not self._routing.may_publish(session.user, session.rights, message.topic):

@@ -23,6 +23,7 @@ from imserver.model_session import (
     NO_RIGHTS,
     Login,
     Session,
+    shared_device,
     shared_expiry,
 )
 from imserver.protocol import (
@@ -86,7 +87,7 @@ class Logins:
         except ImError as error:
             self._reject(conn, codec, request, error, CloseCode.UNAUTHORIZED)
             return
-        device = identity.device or hello.device
+        device = shared_device(identity.device or hello.device)
         expires_s = shared_expiry(identity.expires_s)
         session = Session(conn, identity.user, device, identity.rights, codec, expires_s)
         if self._hooks.judges_logins:

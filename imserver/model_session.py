@@ -39,6 +39,14 @@ def shared_rights(publish: tuple[str, ...], subscribe: tuple[str, ...]) -> Right
     return Rights(publish, subscribe) if publish or subscribe else NO_RIGHTS
 
 
+# Thousands say "phone". Bounded, since clients choose the names; not sys.intern, which in some
+# versions of Python keeps them for ever.
+@lru_cache(maxsize=256)
+def shared_device(device: str) -> str:
+    """The same object to everybody who names this device about now."""
+    return device
+
+
 def shared_expiry(expires_s: float) -> float:
     """`expires_s`, rounded up to a whole second: those of a login storm are few numbers, and
     one object each."""

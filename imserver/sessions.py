@@ -15,7 +15,7 @@ Not here: what the core was told about a subscription (gateway), who may have it
 from collections.abc import Collection, Iterator
 from typing import Protocol, TypeVar
 
-from imserver.model_session import DEFAULT_DEVICE, NEVER, Session
+from imserver.model_session import NEVER, Session
 
 
 class Sessions(Protocol):
@@ -70,8 +70,6 @@ class MemorySessions:
 
     def open(self, session: Session) -> Session | None:
         self._by_conn[session.conn] = session
-        if session.device == DEFAULT_DEVICE:
-            session.device = DEFAULT_DEVICE  # theirs came from the wire: keep ours alone
         listed = self._by_user.get(session.user)
         if listed is None:
             self._by_user[session.user] = session

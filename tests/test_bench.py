@@ -313,7 +313,7 @@ def saved() -> report.Report:
                 floor=[sample(5), sample(10), sample(6)],
                 imserver=[sample(6), sample(11), sample(9, "disturbed")],
             ),
-            "idle": result("idle", "bytes", "value", 400, imserver=[sample(1234.5)]),
+            "idle": result("idle", "bytes", "value", 400, imserver=[sample(1234.5, "disturbed")]),
             "held-gil": result("held", "times", "value", 2, floor=[]),
         },
     }
@@ -322,7 +322,7 @@ def saved() -> report.Report:
 def test_a_ratio_is_that_of_neighbours(saved: report.Report) -> None:
     verdicts = {one.scenario: one for one in report.verdicts(saved)}
     assert verdicts["ping-pong"].found == pytest.approx(1.2)  # the median of 1.2, 1.1 and 1.5
-    assert [str(one) for one in verdicts.values()] == ["met", "MISSED", "not measured"]
+    assert [str(one) for one in verdicts.values()] == ["met", "MISSED, disturbed", "not measured"]
 
 
 def test_the_table_is_made_from_the_saved_samples(saved: report.Report) -> None:
@@ -335,10 +335,10 @@ def test_the_table_is_made_from_the_saved_samples(saved: report.Report) -> None:
         "≤ 1.3 of floor",
         "met",
     ]
-    assert rows[2][3:] == ["1,234", "", "≤ 400", "MISSED"]
+    assert rows[2][3:] == ["1,234", "", "≤ 400", "MISSED, disturbed"]
     text = report.markdown(saved)
     assert "redis was skipped: not installed" in text
-    assert "disturbed: ping-pong, imserver (1 of 3)" in text
+    assert "disturbed: ping-pong, imserver (1 of 3); idle, imserver (1 of 1)" in text
     table = re.findall(r"^\|.*\|$", text, re.MULTILINE)
     assert len(table) == 5
     assert len({len(line) for line in table}) == 1

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import JSON, Peer, RunningServer
+from harness import JSON, Peer, RunningServer
 
 from imserver import ImError, Server
 from imserver.protocol import (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from conftest import dev_config
+from harness import dev_config
 
 from imserver import Server
 from imserver.client import Client

@@ -12,7 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable
 
-from conftest import Peer, RunningServer
+from harness import Peer, RunningServer
 
 from imserver.protocol import FrameType, encode_bare, encode_message
 

@@ -40,7 +40,7 @@ def test_the_sdist_becomes_a_wheel_that_works_in_a_fresh_environment(tmp_path: P
     venv.create(fresh, with_pip=True)
     run(fresh / "bin/pip", "install", "-q", wheel, cwd=tmp_path)
     assert "imserver" in run(fresh / "bin/imserver", "--version", cwd=tmp_path)
-    where = run(fresh / "bin/python", "-c",
-                "import imserver, imserver._core as c; print(c.__file__)", cwd=tmp_path)  # fmt: skip
+    origin = "import imserver._core as core; print(core.__file__)"
+    where = run(fresh / "bin/python", "-c", origin, cwd=tmp_path)
     assert str(fresh) in where
     run(fresh / "bin/imserver", "doctor", cwd=tmp_path)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Peer
+from harness import Peer
 
 from imserver.protocol import FrameType
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import JSON, Peer, RunningServer
+from harness import JSON, Peer, RunningServer
 
 from imserver import Server
 from imserver.protocol import FrameType, Hello, encode_frame, encode_message
@@ -140,6 +140,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "CALL members of a forbidden topic": (
         raw(FrameType.CALL, b'{"method":"members","params":{"topic":"user:eve"}}'), 403),
     "PING with a body": (raw(FrameType.PING, b"x", flags=0), 400),
+    "PONG with a body": (raw(FrameType.PONG, b"x", flags=0), 400),
     "PING with unknown flags": (raw(FrameType.PING, flags=32), 400),
     "ACK without a topic": (raw(FrameType.ACK, bytes(8), flags=0), 400),
     "ACK too short": (raw(FrameType.ACK, bytes(3), flags=0), 400),

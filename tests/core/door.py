@@ -13,7 +13,6 @@ import weakref
 from typing import Any
 
 from hypothesis import HealthCheck, settings
-
 from imserver._core_ffi import ffi, lib
 
 NONE = 2**32 - 1

@@ -199,7 +199,7 @@ static int listening_socket(uint16_t *port)
     struct sockaddr_in at = {.sin_family = AF_INET,
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof at;
-    int small = 32 << 10; /* so that the kernel takes less than all at times */
+    int small = 128 << 10; /* so that the kernel takes less than all at times */
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
     CHECK(fd >= 0);
@@ -286,7 +286,8 @@ int main(int count, char **arguments)
          0);
     CHECK(pthread_create(&clients, NULL, storm_clients, &storm) == 0);
 
-    while (!atomic_load(&storm.is_over) || !all_is_given_back(control.core))
+    while (!atomic_load(&storm.is_over) || control.closed < control.hellos ||
+           !all_is_given_back(control.core))
         take_turn(&control);
     pthread_join(clients, NULL);
 

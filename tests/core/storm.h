@@ -30,7 +30,7 @@ enum {
     CALL_EVERY = 64,
     FRAME_BYTES = 65536,
     HELLO_BYTES = 4096,
-    OUTBOX_HARD_BYTES = 512 << 10
+    OUTBOX_HARD_BYTES = 2 << 20
 };
 
 /* In every message and nowhere else: the broadcast of the control plane. */

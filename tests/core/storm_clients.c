@@ -5,7 +5,7 @@
  * once, whole, and in the order of its author. Quitters publish and vanish in
  * the middle of a frame, sleepers stop reading, vandals send what is no frame.
  *
- * Writers stay within a window: what a well-behaved peer is owed is always less
+ * Writers stay within a window: what a peer that reads is owed is always less
  * than its outbox may hold, so nobody has to be called slow who is not.
  */
 #define _GNU_SOURCE
@@ -18,7 +18,7 @@
 
 #include "storm.h"
 
-#define WINDOW_BYTES (OUTBOX_HARD_BYTES / 4)
+#define WINDOW_BYTES (OUTBOX_HARD_BYTES / 3)
 #define IN_BYTES (2 * FRAME_BYTES)
 #define OUT_BYTES (64 << 10)
 #define MESSAGE_MAX 16384
@@ -331,7 +331,7 @@ static bool window_is_open(const struct crowd *crowd)
         uint64_t owed = 0;
         for (uint32_t i = 0; i < AUTHORS; i++)
             owed += peer->owed[i];
-        if (is_well_behaved(peer) && owed > WINDOW_BYTES)
+        if (peer->manners != SLEEPER && !peer->is_gone && owed > WINDOW_BYTES)
             return false;
     }
     return true;
@@ -382,14 +382,13 @@ static void come(struct crowd *crowd, struct peer *peer)
     struct sockaddr_in to = {.sin_family = AF_INET,
                              .sin_port = htons(crowd->storm->port),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    int small = 4096;
+    int small = peer->manners == SLEEPER ? 4096 : 64 << 10;
 
     peer->in = malloc(IN_BYTES);
     peer->out = malloc(OUT_BYTES);
     peer->fd = socket(AF_INET, SOCK_STREAM, 0);
     CHECK(peer->in && peer->out && peer->fd >= 0);
-    if (peer->manners == SLEEPER)
-        setsockopt(peer->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    setsockopt(peer->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
     CHECK(connect(peer->fd, (struct sockaddr *)&to, sizeof to) == 0);
     fcntl(peer->fd, F_SETFL, O_NONBLOCK);
 }

@@ -4,6 +4,7 @@ The spans stand at the end of a page behind which nothing may be read: a parser 
 length field does not fail these tests, it ends them.
 """
 
+import itertools
 import struct
 from dataclasses import dataclass
 
@@ -136,7 +137,9 @@ def test_garbage_is_judged_like_the_reference_and_never_read_past(page, data, li
 # MESSAGE
 
 
-def message_of(topic, tag, sender, body=b"", *, head=b"\0" * 16, id=0, attempt=0, lens=None) -> bytes:
+def message_of(
+    topic, tag, sender, body=b"", *, head=b"\0" * 16, id=0, attempt=0, lens=None
+) -> bytes:
     lengths = lens or (len(topic), len(tag), len(sender))
     fixed = head + struct.pack(">Q4B", id, *lengths, attempt)
     return frame_of(fixed + topic + tag + sender + body, MESSAGE)
@@ -152,7 +155,7 @@ def reference_message(data: bytes):
     ends = [36, 36 + topic_len, 36 + topic_len + tag_len, 36 + topic_len + tag_len + sender_len]
     if ends[-1] > len(data):
         return None
-    parts = [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [data[a:b] for a, b in itertools.pairwise(ends)]
     return (*parts, int.from_bytes(data[24:32]))
 
 
@@ -200,8 +203,14 @@ def test_a_message_that_ends_within_its_fixed_part_is_bad(page, size) -> None:
 
 @pytest.mark.parametrize(
     ("topic", "tag", "sender", "fits"),
-    [(1, 0, 1, True), (255, 64, 64, True), (0, 0, 1, False), (1, 65, 1, False)]
-    + [(1, 0, 0, False), (1, 0, 65, False)],
+    [
+        (1, 0, 1, True),
+        (255, 64, 64, True),
+        (0, 0, 1, False),
+        (1, 65, 1, False),
+        (1, 0, 0, False),
+        (1, 0, 65, False),
+    ],
 )
 def test_topic_tag_and_sender_have_bounds(page, topic, tag, sender, fits) -> None:
     data = message_of(b"t" * topic, b"g" * tag, b"s" * sender)

@@ -122,9 +122,7 @@ def test_a_silent_peer_is_asked_three_times_and_then_given_up(start_ms) -> None:
     heartbeat.free()
 
 
-@pytest.mark.parametrize(
-    ("watch", "due_ms"), [(HANDSHAKE, 5000), (LIVE, 30_000), (CLOSING, 1000)]
-)
+@pytest.mark.parametrize(("watch", "due_ms"), [(HANDSHAKE, 5000), (LIVE, 30_000), (CLOSING, 1000)])
 @pytest.mark.parametrize("start_ms", [0, WRAP - 1, WRAP - 900, WRAP - 4999])
 def test_nothing_is_reported_a_millisecond_early(watch, due_ms, start_ms) -> None:
     heartbeat = Heartbeat(1, Durations())

@@ -12,8 +12,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from test_outbox import OutboxMachine, OutboxModel
 from test_pool import PoolMachine, PoolModel
 from test_queue import QueueMachine, QueueModel
-from test_ring import RingMachine, RingModel
 from test_rights import RightsMachine, RightsModel
+from test_ring import RingMachine, RingModel
 from test_topics import TopicsMachine, TopicsModel
 
 #: The same search every time, and no time spent on a nicer counterexample.

@@ -16,7 +16,7 @@ class Rights:
         self.it = ffi.new("struct im_rights *")
         lib.im_rights_init(self.it)
         self.firsts = ffi.new("uint32_t[]", [NONE] * CONNS)
-        self.counts = ffi.new("uint32_t[]", CONNS)
+        self.counts = ffi.new("uint16_t[]", CONNS)
 
     def set(self, conn: int, name: bytes, verdict: int, code: int) -> None:
         span, first, count = Span(name), self.firsts + conn, self.counts + conn
@@ -37,9 +37,7 @@ class Rights:
         )
 
     def drop_oldest(self, conn: int) -> None:
-        lib.im_right_drop_oldest(
-            self.it, self.topics.it, self.firsts + conn, self.counts + conn
-        )
+        lib.im_right_drop_oldest(self.it, self.topics.it, self.firsts + conn, self.counts + conn)
 
     def drop_all(self, conn: int) -> None:
         lib.im_right_drop_all(self.it, self.topics.it, self.firsts + conn, self.counts + conn)
