@@ -39,6 +39,7 @@ void im_loop_listen(struct im_loop *loop, int fd)
                                 .data.u64 = IM_SOURCE_LISTENER};
 
     im_loop_unlisten(loop);
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
         close(fd);
         return;
@@ -59,15 +60,17 @@ void im_loop_unlisten(struct im_loop *loop)
  * level-triggered epoll would spin on what we cannot take. */
 static bool shed_one(struct im_loop *loop)
 {
-    im_stat_add(&loop->stats.accept_refused, 1);
     if (loop->spare_fd >= 0) {
         close(loop->spare_fd);
         int fd = accept4(loop->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-        if (fd >= 0)
+        bool nobody = fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+        if (fd >= 0) {
+            im_stat_add(&loop->stats.accept_refused, 1);
             close(fd);
+        }
         loop->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-        if (fd >= 0 && loop->spare_fd >= 0)
-            return true;
+        if (loop->spare_fd >= 0 && (fd >= 0 || nobody))
+            return fd >= 0;
     }
     watch_listener(loop, false);
     return false;
@@ -78,8 +81,9 @@ static uint32_t emptiest(const struct im_core *core)
     uint32_t best = 0;
 
     for (uint32_t i = 1; i < core->loop_count; i++)
-        if (im_stat_get(&core->loops[i].stats.connections) <
-            im_stat_get(&core->loops[best].stats.connections))
+        if (atomic_load_explicit(&core->loops[i].placed, memory_order_relaxed) <
+            atomic_load_explicit(&core->loops[best].placed,
+                                 memory_order_relaxed))
             best = i;
     return best;
 }
@@ -98,8 +102,10 @@ static void turn_away(struct im_loop *loop, int fd)
 
 void im_accept_adopt(struct im_loop *loop, int fd)
 {
-    if (im_conn_open(loop, fd) != IM_OK)
-        turn_away(loop, fd);
+    if (im_conn_open(loop, fd) == IM_OK)
+        return;
+    turn_away(loop, fd);
+    atomic_fetch_sub_explicit(&loop->placed, 1, memory_order_relaxed);
 }
 
 static void place(struct im_loop *loop, int fd)
@@ -109,6 +115,7 @@ static void place(struct im_loop *loop, int fd)
     struct im_record record = {.kind = IM_COMMAND_ADOPT, .b = (uint32_t)fd};
 
     im_stat_add(&loop->stats.accepted, 1);
+    atomic_fetch_add_explicit(&core->loops[to].placed, 1, memory_order_relaxed);
     if (to == loop->number) {
         im_accept_adopt(loop, fd);
         return;
@@ -116,6 +123,8 @@ static void place(struct im_loop *loop, int fd)
     if (im_queue_push(&core->loops[to].relays[loop->number], record, NULL, 0) !=
         IM_OK) {
         turn_away(loop, fd);
+        atomic_fetch_sub_explicit(&core->loops[to].placed, 1,
+                                  memory_order_relaxed);
         return;
     }
     loop->waking |= 1u << to;

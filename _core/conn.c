@@ -171,7 +171,8 @@ void im_conn_doom(struct im_loop *loop, uint32_t slot, uint16_t code)
 {
     struct im_conn *conn = &loop->conns[slot];
 
-    if (conn->marks & IM_MARK_DOOMED || conn->state >= IM_STATE_CLOSING)
+    if (conn->marks & IM_MARK_DOOMED || conn->state == IM_STATE_CLOSED ||
+        conn->state == IM_STATE_CLOSING)
         return;
     conn->marks |= IM_MARK_DOOMED;
     conn->close_code = code;
@@ -301,6 +302,7 @@ void im_conn_end(struct im_loop *loop, uint32_t slot)
         im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_NONE, loop->now_ms);
         im_stat_set(&loop->stats.connections,
                     im_stat_get(&loop->stats.connections) - 1);
+        atomic_fetch_sub_explicit(&loop->placed, 1, memory_order_relaxed);
     }
     if (conn->marks & IM_MARK_KNOWN)
         return; /* the resume list ends it once Python knows */

@@ -156,6 +156,8 @@ void im_core_stop(struct im_core *core)
     for (uint32_t i = 0; i < core->running; i++)
         pthread_join(core->threads[i], NULL);
     core->running = 0;
+    for (uint32_t i = 0; i < core->loop_count; i++)
+        im_loop_close_all(&core->loops[i]);
 }
 
 enum im_status im_core_command(struct im_core *core, uint32_t number,
@@ -192,6 +194,14 @@ void im_core_event_done(struct im_core *core, uint32_t number,
     core->event_turn = (number + 1) % core->loop_count;
 }
 
+void im_core_wake_listener(struct im_core *core)
+{
+    uint64_t one = 1;
+
+    if (atomic_exchange(&core->listener_asleep, false))
+        (void)!write(core->event_fd, &one, sizeof one);
+}
+
 bool im_core_listener_sleeps(struct im_core *core)
 {
     uint64_t count;
@@ -200,7 +210,7 @@ bool im_core_listener_sleeps(struct im_core *core)
     atomic_store(&core->listener_asleep, true);
     for (uint32_t i = 0; i < core->loop_count; i++)
         if (!im_queue_is_empty(&core->loops[i].events)) {
-            atomic_store(&core->listener_asleep, false);
+            im_core_wake_listener(core);
             return false;
         }
     return true;

@@ -58,8 +58,12 @@ void im_core_event_done(struct im_core *core, uint32_t number,
                         const struct im_record *record);
 
 /* Nothing left to take: from now on event_fd wakes the listener. False when
- * something arrived meanwhile. */
+ * something arrived meanwhile; event_fd is readable then, in case the listener
+ * leaves some of it. */
 bool im_core_listener_sleeps(struct im_core *core);
+
+/* An I/O thread has news. */
+void im_core_wake_listener(struct im_core *core);
 
 /* The counters of all threads, summed. */
 void im_core_stats(const struct im_core *core, uint64_t *sums);

@@ -17,6 +17,9 @@
 #include "imcore.h"
 #include "transport.h"
 
+/* What an unfinished frame is asked for first: its length. */
+#define LENGTH_LEN 4u
+
 /* Keeps bytes for later, in a buffer of the pool with room for `want`. */
 static enum im_fate keep(struct im_loop *loop, uint32_t slot,
                          struct im_span rest, uint32_t want)
@@ -81,7 +84,7 @@ static enum im_fate take_frames(struct im_loop *loop, uint32_t slot,
         case IM_OK:
             break;
         case IM_MORE:
-            return keep(loop, slot, in, frame.size ? frame.size : IM_HEAD_LEN);
+            return keep(loop, slot, in, frame.size ? frame.size : LENGTH_LEN);
         case IM_FULL:
             return im_dispatch_close(loop, slot, IM_CLOSE_TOO_LARGE);
         default:
@@ -121,7 +124,7 @@ static enum im_status complete(struct im_loop *loop, struct im_conn *conn,
         if (status != IM_MORE)
             return status;
 
-        /* Only the head was here; now the length is known. */
+        /* Only the length was here; now it is known. */
         conn->tail_want = frame.size;
         if (im_msg_room(&loop->pool, conn->tail) >= frame.size)
             continue;
@@ -151,7 +154,7 @@ static enum im_fate take_tail(struct im_loop *loop, uint32_t slot,
         return IM_LEFT;
     case IM_FULL:
         return im_dispatch_close(loop, slot,
-                                 conn->tail_want > IM_HEAD_LEN
+                                 conn->tail_want > LENGTH_LEN
                                      ? IM_CLOSE_OVERLOADED
                                      : IM_CLOSE_TOO_LARGE);
     default:
@@ -236,7 +239,7 @@ void im_intake_read(struct im_loop *loop, uint32_t slot)
         return; /* its backlog comes first, later in this turn */
 
     /* A large unfinished frame is read to where it is collected. */
-    if (conn->tail && conn->tail_want > IM_HEAD_LEN) {
+    if (conn->tail && conn->tail_want > LENGTH_LEN) {
         direct = conn->tail_want - conn->tail_len;
         parts[count++] =
             (struct iovec){conn->tail->bytes + conn->tail_len, direct};

@@ -145,6 +145,41 @@ enum im_status im_loop_init(struct im_loop *loop, struct im_core *core,
     return IM_OK;
 }
 
+static void read_gauges(struct im_loop *loop)
+{
+    im_pool_collect(&loop->pool);
+    im_stat_set(&loop->stats.messages, loop->pool.taken);
+    im_stat_set(&loop->stats.pool_spare_bytes,
+                (uint64_t)loop->pool.spare * loop->pool.page_len);
+    im_stat_set(&loop->stats.topics, loop->topics.topic_count);
+    im_stat_set(&loop->stats.subscriptions, loop->topics.sub_live);
+    im_stat_set(&loop->stats.rights, loop->rights.live);
+}
+
+/* For the queues of one that ends: sockets in them belong to nobody else. */
+static void close_queued(struct im_queue *queue, uint16_t kind)
+{
+    const struct im_record *record;
+
+    while (queue->bytes && (record = im_queue_peek(queue))) {
+        if (record->kind == kind)
+            close((int)record->b);
+        im_queue_consume(queue, record);
+    }
+}
+
+void im_loop_close_all(struct im_loop *loop)
+{
+    for (uint32_t slot = 0; slot < loop->conn_used; slot++) {
+        struct im_conn *conn = &loop->conns[slot];
+        im_conn_close(loop, slot, IM_CLOSE_PEER, (struct im_span){0});
+        if (conn->state == IM_STATE_CLOSING && conn->fd >= 0)
+            im_conn_end(loop, slot);
+    }
+    im_loop_unlisten(loop);
+    read_gauges(loop);
+}
+
 static void close_fd(int *fd)
 {
     if (*fd >= 0)
@@ -161,15 +196,10 @@ void im_loop_free(struct im_loop *loop)
             free(loop->users[slot].apart);
     }
     for (uint32_t i = 0; loop->relays && i < loop->relay_count; i++) {
-        const struct im_record *record;
-        while (loop->relays[i].bytes &&
-               (record = im_queue_peek(&loop->relays[i]))) {
-            if (record->kind == IM_COMMAND_ADOPT)
-                close((int)record->b);
-            im_queue_consume(&loop->relays[i], record);
-        }
+        close_queued(&loop->relays[i], IM_COMMAND_ADOPT);
         im_queue_free(&loop->relays[i]);
     }
+    close_queued(&loop->commands, IM_COMMAND_LISTEN);
     close_fd(&loop->listen_fd);
     close_fd(&loop->spare_fd);
     close_fd(&loop->timer_fd);
@@ -213,13 +243,15 @@ void im_loop_take_relays(struct im_loop *loop)
                 im_fanout_relayed(loop, (struct im_msg *)(uintptr_t)copy.conn);
             else
                 im_accept_adopt(loop, (int)copy.b);
+            if (loop->unflushed >= IM_UNFLUSHED_MAX)
+                im_loop_flush(loop);
         }
     }
 }
 
 static bool is_stalled(const struct im_loop *loop, const struct im_conn *conn)
 {
-    return conn->marks & IM_MARK_ARMED && conn->state != IM_STATE_CLOSING &&
+    return conn->marks & IM_MARK_ARMED && conn->state < IM_STATE_CLOSING &&
            loop->now_ms - conn->blocked_ms >= loop->core->config.stall_ms;
 }
 
@@ -275,12 +307,7 @@ static void on_tick(struct im_loop *loop)
             im_conn_doom(loop, slot, IM_CLOSE_SLOW);
 
     im_accept_again(loop);
-    im_pool_collect(&loop->pool);
-    im_stat_set(&loop->stats.messages, loop->pool.taken);
-    im_stat_set(&loop->stats.pool_spare_bytes,
-                (uint64_t)loop->pool.spare * loop->pool.page_len);
-    im_stat_set(&loop->stats.topics, loop->topics.topic_count);
-    im_stat_set(&loop->stats.rights, loop->rights.live);
+    read_gauges(loop);
 }
 
 static void on_ready(struct im_loop *loop, uint64_t source, uint32_t events)
@@ -395,16 +422,6 @@ static int fall_asleep(struct im_loop *loop, int wait_ms)
     return wait_ms;
 }
 
-static void tell_python(struct im_loop *loop)
-{
-    struct im_core *core = loop->core;
-    uint64_t one = 1;
-
-    loop->told = false;
-    if (atomic_exchange(&core->listener_asleep, false))
-        (void)!write(core->event_fd, &one, sizeof one);
-}
-
 /* Between turns that the caller takes, the epoll descriptor has to be readable
  * while there is work that no socket announces. */
 static void lend_out(struct im_loop *loop)
@@ -435,8 +452,10 @@ void im_loop_turn(struct im_loop *loop, int wait_ms)
     for (uint32_t i = 0; loop->waking; i++, loop->waking >>= 1)
         if (loop->waking & 1)
             im_loop_wake(&loop->core->loops[i]);
-    if (loop->told)
-        tell_python(loop);
+    if (loop->told) {
+        loop->told = false;
+        im_core_wake_listener(loop->core);
+    }
     if (loop->core->config.threads == 0)
         lend_out(loop);
 }

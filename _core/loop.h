@@ -174,6 +174,9 @@ struct im_loop {
     /* Whether the thread sleeps, or is about to: who queues something for it
      * and finds this set clears it and writes to wake_fd. */
     _Alignas(IM_CACHE_LINE) _Atomic bool asleep;
+
+    /* Connections placed here, those on their way included. */
+    _Atomic uint32_t placed;
 };
 
 /* IM_FULL when descriptors or memory are missing; free it then, too. */
@@ -184,6 +187,9 @@ void im_loop_free(struct im_loop *loop);
 /* One turn; waits up to `wait_ms` (-1: for ever) when there is nothing to do.
  */
 void im_loop_turn(struct im_loop *loop, int wait_ms);
+
+/* Ends every connection without a word; the thread must have ended before. */
+void im_loop_close_all(struct im_loop *loop);
 
 /* Any thread: there is something in a queue of `loop`. */
 void im_loop_wake(struct im_loop *loop);

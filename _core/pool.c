@@ -184,9 +184,10 @@ static bool page_is_full(const struct im_pool *pool, const struct im_page *page)
 struct im_msg *im_pool_take(struct im_pool *pool, uint32_t len,
                             enum im_purpose purpose)
 {
-    uint32_t size_class = class_for(pool, len + sizeof(struct im_msg));
-    if (size_class >= pool->class_count)
+    if (len > pool->slot_len[pool->class_count - 1] - sizeof(struct im_msg))
         return NULL;
+    uint32_t size_class =
+        class_for(pool, len + (uint32_t)sizeof(struct im_msg));
 
     struct im_page *page = pool->partial[size_class];
     if (IM_UNLIKELY(!page)) {

@@ -180,6 +180,7 @@ enum im_status im_topic_join(struct im_topics *topics, struct im_span name,
         im_topic_drop(topics, topic);
         return IM_FULL;
     }
+    topics->sub_live++;
     topics->subs[sub] = (struct im_sub){topic, topic->member_count, *first};
     *first = sub;
     topic->members[topic->member_count++] =
@@ -212,6 +213,7 @@ void im_topic_leave(struct im_topics *topics, uint32_t sub, uint32_t *first)
     *first = topics->subs[sub].next;
     topics->subs[sub].next = topics->sub_vacant;
     topics->sub_vacant = sub;
+    topics->sub_live--;
 
     topic->holds++;
     topic->members[at] = topic->members[--topic->member_count];

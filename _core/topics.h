@@ -60,6 +60,7 @@ struct im_topics {
     uint32_t sub_count; /* slots of subs in use or vacant */
     uint32_t sub_room;
     uint32_t sub_vacant;
+    uint32_t sub_live;
 };
 
 /* `seed` is the same on every thread: they exchange hashes. */

@@ -163,7 +163,7 @@ def test_without_descriptors_the_server_lives_on(tmp_path: object) -> None:
     """In a process of its own, which has few descriptors; it must neither spin nor stop."""
     program = textwrap.dedent(
         """
-        import asyncio, resource, socket, sys, time
+        import asyncio, resource, socket
         from imserver import Config, Server
 
         async def main():
@@ -183,10 +183,9 @@ def test_without_descriptors_the_server_lives_on(tmp_path: object) -> None:
                     if server.stats()["accept_refused"]:
                         break
                     await asyncio.sleep(0.01)
-                before = time.process_time()
+                before = server.stats()["turns"]
                 await asyncio.sleep(0.5)
-                spent = time.process_time() - before
-                print(server.stats()["accept_refused"], spent < 0.4)
+                print(server.stats()["accept_refused"], server.stats()["turns"] - before < 1000)
                 for peer in peers:
                     peer.close()
                 reader, writer = await asyncio.open_connection(*server.address)
@@ -204,8 +203,7 @@ def test_without_descriptors_the_server_lives_on(tmp_path: object) -> None:
         check=False,
         env=os.environ | {"PYTHONFAULTHANDLER": "1"},
     )
-    first, second = done.stdout.split("\n")[:2] if done.stdout else ("", "")
-    refused, calm = first.split()
+    refused, calm, answer = done.stdout.split()
     assert int(refused) >= 1, done.stderr
-    assert calm == "True"
-    assert int(second) == FrameType.GOAWAY
+    assert calm == "True", "it spins"
+    assert int(answer) == FrameType.GOAWAY

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imserver.model_session import NEVER, NO_RIGHTS, Session, shared_expiry, shared_rights
+from imserver.model_session import (
+    NEVER,
+    NO_RIGHTS,
+    Session,
+    shared_device,
+    shared_expiry,
+    shared_rights,
+)
 from imserver.sessions import MemorySessions, Sessions
 
 
@@ -167,7 +174,7 @@ def test_an_idle_session_costs_little(topic: str, bound_bytes: int) -> None:
         conn = 1 << 56 | 1 << 32 | number
         rights = shared_rights(("room:lobby",), ("room:*",))
         expires_s = shared_expiry(1.7e9 + number // 5_000)
-        device = "".join(["def", "ault"])
+        device = shared_device("".join(["def", "ault"]))
         sessions.open(Session(conn, f"user-{number:05}", device, rights, 1, expires_s))
         if topic:
             one = sessions.get(conn)

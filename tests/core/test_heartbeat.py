@@ -62,6 +62,9 @@ class Silence:
         missed = 0
         if silent_ms >= wanted.interval_ms:
             missed = 1 + (silent_ms - wanted.interval_ms) // wanted.timeout_ms
+        if missed > self.missed + 1:  # it was the sweep that slept: one miss at a time
+            missed = self.missed + 1
+            self.seen_ms = now_ms - wanted.interval_ms - (missed - 1) * wanted.timeout_ms
         if missed > wanted.max_missed:
             return DEAD
         before, self.missed = self.missed, missed
@@ -144,12 +147,27 @@ def test_a_frame_is_a_sign_of_life_and_revives_a_suspect() -> None:
     heartbeat.free()
 
 
+def test_after_a_long_sleep_of_our_own_everybody_is_asked_before_they_are_given_up() -> None:
+    heartbeat = Heartbeat(2, Durations())
+    heartbeat.watch(0, LIVE, 0)
+    heartbeat.watch(1, LIVE, 0)
+    woken_ms = 900_000
+    assert heartbeat.sweep(woken_ms) == [(0, ASK), (1, ASK)]
+    heartbeat.seen(1, woken_ms + 1)
+    assert heartbeat.sweep(woken_ms + 2) == [(1, REVIVED)]
+    reports = []
+    for late_ms in range(250, 30_001, 250):
+        reports += [(late_ms, pulse) for _, pulse in heartbeat.sweep(woken_ms + late_ms)]
+    assert reports == [(10_000, ASK), (20_000, ASK), (30_000, DEAD)]
+    heartbeat.free()
+
+
 def test_who_is_not_watched_is_not_reported() -> None:
     heartbeat = Heartbeat(3, Durations())
     for slot in range(3):
         heartbeat.watch(slot, LIVE, 0)
     heartbeat.watch(1, lib.IM_WATCH_NONE, 0)
-    assert heartbeat.sweep(10**6) == [(0, DEAD), (2, DEAD)]
+    assert heartbeat.sweep(30_000) == [(0, ASK), (2, ASK)]
     heartbeat.free()
 
 

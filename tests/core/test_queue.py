@@ -3,12 +3,13 @@
 from collections import deque
 
 import pytest
-from door import MACHINE, Span, ffi, lib, new_aligned
+from door import MACHINE, Span, address, ffi, lib, new_aligned
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 HEAD = 24
 SIZE = 4096  # the least a queue has
+START_OVER = 32 << 10  # from there on an empty queue goes on at its first byte
 PARTS = st.lists(st.binary(max_size=60), max_size=3)
 
 
@@ -19,17 +20,20 @@ def record_size(length: int) -> int:
 class QueueModel:
     """Records in order, and where the two cursors must be."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue_size: int) -> None:
+        self.queue_size = queue_size
         self.records: deque[tuple] = deque()
         self.head = self.tail = 0
 
     def push(self, record: tuple, length: int) -> int:
         size = record_size(length)
-        if size > SIZE // 2:
+        if size > self.queue_size // 2:
             return lib.IM_BAD
-        to_end = SIZE - self.tail % SIZE
-        filler = to_end if size > to_end else 0
-        if self.tail + filler + size - self.head > SIZE:
+        at = self.tail % self.queue_size
+        to_end = self.queue_size - at
+        starts_over = at >= max(START_OVER, size) and self.head == self.tail
+        filler = to_end if size > to_end or starts_over else 0
+        if self.tail + filler + size - self.head > self.queue_size:
             return lib.IM_FULL
         self.tail += filler + size
         self.records.append((record, size, filler))
@@ -50,12 +54,12 @@ class QueueModel:
 class QueueMachine(RuleBasedStateMachine):
     Model = QueueModel
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(size=st.sampled_from([SIZE, 2 * START_OVER]))
+    def start(self, size: int = SIZE) -> None:
         self.queue = new_aligned("struct im_queue")
-        assert lib.im_queue_init(self.queue, 1) == lib.IM_OK
-        assert self.queue.size == SIZE
-        self.model = self.Model()
+        assert lib.im_queue_init(self.queue, size - SIZE + 1) == lib.IM_OK
+        assert self.queue.size == size
+        self.model = self.Model(size)
 
     def push(self, record: tuple, parts: list[bytes]) -> None:
         spans = [Span(part) for part in parts]
@@ -75,14 +79,14 @@ class QueueMachine(RuleBasedStateMachine):
     def push_small(self, kind, a, b, conn, parts) -> None:
         self.push((kind, a, b, conn, b"".join(parts)), parts)
 
-    @rule(length=st.integers(0, SIZE))
+    @rule(length=st.one_of(st.integers(0, SIZE), st.integers(0, START_OVER)))
     def push_any(self, length: int) -> None:
         data = bytes(length % 250 + i % 5 for i in range(length))
         self.push((7, 1, length, 2, data), [data])
 
-    @rule(length=st.sampled_from([0, 1, 8, 500, 1000]))
+    @rule(length=st.sampled_from([40, 500, 1000, 2000]))
     def push_until_full(self, length: int) -> None:
-        while self.model.tail - self.model.head <= SIZE - record_size(length):
+        while self.model.tail - self.model.head <= self.model.queue_size - record_size(length):
             before = self.model.tail
             self.push((9, 9, 9, 9, b"x" * length), [b"x" * length])
             if self.model.tail == before:
@@ -143,6 +147,18 @@ def test_half_the_queue_fits_wherever_the_cursor_stands() -> None:
         machine.push((2, 0, 0, 0, half[HEAD:]), [half[HEAD:]])
         assert len(machine.model.records) == 1
         machine.teardown()
+
+
+def test_a_queue_that_is_emptied_again_and_again_stays_in_its_first_pages() -> None:
+    machine = QueueMachine()
+    machine.start(4 * START_OVER)
+    places = set()
+    for _ in range(1000):
+        machine.push((1, 0, 0, 0, b"x" * 1000), [b"x" * 1000])
+        places.add(address(lib.im_queue_peek(machine.queue)))
+        machine.take(1)
+    assert max(places) - min(places) < START_OVER + 1024
+    machine.teardown()
 
 
 def test_more_than_half_the_queue_never_fits(machine) -> None:

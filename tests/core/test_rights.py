@@ -1,6 +1,7 @@
 """Kept verdicts beside a dictionary a connection (rights.h: V1, V2)."""
 
 from door import MACHINE, NONE, Span, ffi, lib
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from test_topics import CONN, CONNS, Topics
@@ -136,7 +137,7 @@ class RightsMachine(RuleBasedStateMachine):
 
 
 TestRights = RightsMachine.TestCase
-TestRights.settings = MACHINE
+TestRights.settings = settings(MACHINE, max_examples=25)
 
 
 def test_a_right_is_of_one_connection_and_one_topic() -> None:

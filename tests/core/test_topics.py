@@ -2,6 +2,7 @@
 
 import pytest
 from door import MACHINE, NONE, Span, ffi, lib
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -198,7 +199,7 @@ def text_of(topic) -> bytes:
 
 
 TestTopics = TopicsMachine.TestCase
-TestTopics.settings = MACHINE
+TestTopics.settings = settings(MACHINE, max_examples=25)
 
 
 @pytest.fixture
