@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CORE := $(wildcard _core/*)
-SAN := -fsanitize=address,undefined -fno-omit-frame-pointer -O1 -g
+SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIM_DEBUG -O1 -g
 ASAN_LIB := build/asan/lib
 
 .PHONY: run test setup build check fmt asan tsan bench clean help
@@ -31,20 +31,23 @@ build/ready: .venv/ready setup.py $(CORE)
 check: build  ## format, lint, types, and the stub against the module
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run -Werror _core/*.[ch] bench/*.[ch] tests/core/*.c
+	$(BIN)/clang-format --dry-run -Werror _core/*.[ch] bench/*.[ch] tests/core/*.[ch]
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest imserver._core --allowlist ci/stubtest.allow
 
 fmt: setup  ## put everything into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
-	$(BIN)/clang-format -i _core/*.[ch] bench/*.[ch] tests/core/*.c
+	$(BIN)/clang-format -i _core/*.[ch] bench/*.[ch] tests/core/*.[ch]
 
 asan: setup  ## the tests of the core and of the protocol under ASan and UBSan
 	CFLAGS="$(SAN)" LDFLAGS="$(SAN)" $(BIN)/python setup.py -q \
 	    build_clib --build-clib build/asan/clib --build-temp build/asan/temp \
 	    build_ext --build-lib $(ASAN_LIB) --build-temp build/asan/temp
 	ci/asan $(ASAN_LIB) $(ARGS)
+
+tsan: build  ## the core alone, in a storm, under TSan
+	$(BIN)/python -m pytest -q tests/core/test_storm.py -k tsan
 
 bench: build  ## server CPU an operation beside the floor, in one run
 	$(BIN)/python -m bench $(ARGS)

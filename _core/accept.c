@@ -97,6 +97,8 @@ static void turn_away(struct im_loop *loop, int fd)
     im_stat_add(&loop->stats.accept_refused, 1);
     if (goodbye.len)
         (void)!send(fd, goodbye.at, goodbye.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    /* Unread bytes would turn the close into a reset, which overtakes it. */
+    (void)!recv(fd, loop->gather.scratch, IM_GATHER_SCRATCH, MSG_DONTWAIT);
     close(fd);
 }
 

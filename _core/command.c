@@ -57,9 +57,12 @@ static void on_decide(struct im_loop *loop, uint32_t slot,
                       const struct im_record *record, struct im_span topic)
 {
     struct im_conn *conn = &loop->conns[slot];
+    uint64_t hash = im_topic_hash(&loop->topics, topic);
+    const struct im_topic *known = im_topic_find(&loop->topics, topic, hash);
 
     conn->hot = NULL;
-    if (conn->right_count >= loop->core->config.rights)
+    if (conn->right_count >= loop->core->config.rights &&
+        !(known && im_right_find(&loop->rights, slot, known)))
         im_right_drop_oldest(&loop->rights, &loop->topics, &conn->rights,
                              &conn->right_count);
     if (im_right_set(&loop->rights, &loop->topics, slot, topic,
@@ -69,29 +72,41 @@ static void on_decide(struct im_loop *loop, uint32_t slot,
     im_conn_unpause(loop, slot, IM_PAUSE_UPCALL);
 }
 
+/* A subscription with a filter already held, or a new filter for one. */
+static enum im_status subscribe(struct im_loop *loop, uint32_t slot,
+                                struct im_span topic, uint32_t filter)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
+
+    if (sub != IM_NONE) {
+        struct im_member *member = im_sub_member(&loop->topics, sub);
+        im_filter_drop(&loop->filters, member->filter);
+        member->filter = filter;
+        return IM_OK;
+    }
+    /* Python refuses before it comes to this. */
+    if (conn->sub_count >= loop->core->config.subscriptions)
+        return IM_FULL;
+    enum im_status status =
+        im_topic_join(&loop->topics, topic, slot, filter, &conn->subs);
+    if (status == IM_OK)
+        conn->sub_count++;
+    return status;
+}
+
 static void on_subscribe(struct im_loop *loop, uint32_t slot,
                          const struct im_record *record, struct im_span rest)
 {
-    struct im_conn *conn = &loop->conns[slot];
     struct im_span topic = next_part(&rest, record->b & 0xffff);
     struct im_span tags = next_part(&rest, record->b >> 16);
     uint32_t filter;
 
     enum im_status status = im_filter_take(&loop->filters, tags, &filter);
     if (status == IM_OK) {
-        uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
-        if (sub != IM_NONE) {
-            struct im_member *member = im_sub_member(&loop->topics, sub);
-            im_filter_drop(&loop->filters, member->filter);
-            member->filter = filter;
-        } else {
-            status =
-                im_topic_join(&loop->topics, topic, slot, filter, &conn->subs);
-            if (status == IM_OK)
-                conn->sub_count++;
-            else
-                im_filter_drop(&loop->filters, filter);
-        }
+        status = subscribe(loop, slot, topic, filter);
+        if (status != IM_OK)
+            im_filter_drop(&loop->filters, filter);
     }
     if (status == IM_OK)
         im_conn_send(loop, slot, rest);

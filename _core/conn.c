@@ -179,6 +179,57 @@ void im_conn_doom(struct im_loop *loop, uint32_t slot, uint16_t code)
     list_add(&loop->dirty, conn, slot, IM_MARK_DIRTY);
 }
 
+/* Sends what the kernel takes, and closes nothing: whoever calls may be walking
+ * over connections. IM_BAD when the connection is broken. */
+static enum im_status push_bytes(struct im_loop *loop, struct im_conn *conn,
+                                 uint32_t slot)
+{
+    struct im_gather *gather = &loop->gather;
+
+    while (conn->outbox.bytes) {
+        enum im_status status;
+        im_outbox_gather(&conn->outbox, gather);
+        size_t sent =
+            im_transport_write(conn->fd, gather->parts, gather->count, &status);
+        im_stat_add(&loop->stats.sends, 1);
+        if (status == IM_BAD)
+            return IM_BAD;
+        if (sent) {
+            im_stat_add(&loop->stats.bytes_out, sent);
+            im_outbox_sent(&conn->outbox, &loop->pool, (uint32_t)sent);
+            conn->blocked_ms = loop->now_ms;
+        }
+        if (sent < gather->bytes) {
+            if (!(conn->marks & IM_MARK_ARMED))
+                conn->blocked_ms = loop->now_ms;
+            im_conn_watch(loop, slot, conn->marks | IM_MARK_ARMED);
+            return IM_MORE;
+        }
+    }
+    im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_ARMED);
+    return IM_OK;
+}
+
+/* Whether `len` more bytes are within the bound. Nobody is slow to whom we have
+ * not yet tried to send: much may have come from other threads in one turn. */
+static bool has_room(struct im_loop *loop, struct im_conn *conn, uint32_t slot,
+                     uint32_t len)
+{
+    uint32_t most = loop->core->config.outbox_hard_bytes;
+
+    if (IM_LIKELY(conn->outbox.bytes + len <= most))
+        return true;
+    if (!(conn->marks & IM_MARK_ARMED) &&
+        push_bytes(loop, conn, slot) == IM_BAD) {
+        im_conn_doom(loop, slot, IM_CLOSE_PEER);
+        return false;
+    }
+    if (conn->outbox.bytes + len <= most)
+        return true;
+    im_conn_doom(loop, slot, IM_CLOSE_SLOW);
+    return false;
+}
+
 bool im_conn_put(struct im_loop *loop, uint32_t slot, struct im_msg *msg,
                  enum im_purpose purpose)
 {
@@ -186,11 +237,8 @@ bool im_conn_put(struct im_loop *loop, uint32_t slot, struct im_msg *msg,
 
     if (IM_UNLIKELY(conn->marks & IM_MARK_DOOMED))
         return false;
-    if (IM_UNLIKELY(conn->outbox.bytes + msg->len >
-                    loop->core->config.outbox_hard_bytes)) {
-        im_conn_doom(loop, slot, IM_CLOSE_SLOW);
+    if (IM_UNLIKELY(!has_room(loop, conn, slot, msg->len)))
         return false;
-    }
     if (IM_UNLIKELY(im_outbox_put(&conn->outbox, &loop->pool, msg, purpose) !=
                     IM_OK)) {
         im_stat_add(&loop->stats.pool_refusals, 1);
@@ -323,34 +371,18 @@ static void after_progress(struct im_loop *loop, uint32_t slot)
 void im_conn_flush(struct im_loop *loop, uint32_t slot)
 {
     struct im_conn *conn = &loop->conns[slot];
-    struct im_gather *gather = &loop->gather;
-
-    while (conn->outbox.bytes) {
-        enum im_status status;
-        im_outbox_gather(&conn->outbox, gather);
-        size_t sent =
-            im_transport_write(conn->fd, gather->parts, gather->count, &status);
-        im_stat_add(&loop->stats.sends, 1);
-        if (status == IM_BAD) {
-            im_conn_close(loop, slot, IM_CLOSE_PEER, (struct im_span){0});
-            if (conn->fd >= 0) /* it was closing already */
-                im_conn_end(loop, slot);
-            return;
-        }
-        if (sent) {
-            im_stat_add(&loop->stats.bytes_out, sent);
-            im_outbox_sent(&conn->outbox, &loop->pool, (uint32_t)sent);
-            conn->blocked_ms = loop->now_ms;
-        }
-        if (sent < gather->bytes) {
-            if (!(conn->marks & IM_MARK_ARMED))
-                conn->blocked_ms = loop->now_ms;
-            im_conn_watch(loop, slot, conn->marks | IM_MARK_ARMED);
-            after_progress(loop, slot);
-            return;
-        }
+    switch (push_bytes(loop, conn, slot)) {
+    case IM_BAD:
+        im_conn_close(loop, slot, IM_CLOSE_PEER, (struct im_span){0});
+        if (conn->fd >= 0) /* it was closing already */
+            im_conn_end(loop, slot);
+        return;
+    case IM_MORE:
+        after_progress(loop, slot);
+        return;
+    default:
+        break;
     }
-    im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_ARMED);
     after_progress(loop, slot);
     if (conn->state == IM_STATE_CLOSING && !(conn->marks & IM_MARK_SHUT)) {
         conn->marks |= IM_MARK_SHUT;

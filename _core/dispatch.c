@@ -125,10 +125,6 @@ static enum im_fate on_control(struct im_loop *loop, uint32_t slot,
                                .a = (uint16_t)(frame->type | frame->flags << 8),
                                .b = frame->request};
 
-    if (frame->type == IM_SUBSCRIBE &&
-        conn->sub_count >= loop->core->config.subscriptions)
-        return refuse(loop, slot, IM_ERROR_SUBSCRIPTIONS, frame,
-                      (struct im_span){0});
     if (frame->type != IM_CALL)
         return upcall(loop, slot, record, &body, 1, IM_PAUSE_UPCALL);
 

@@ -27,7 +27,8 @@ static bool can_work(const struct im_config *config)
            config->hello_bytes <= config->max_frame_bytes &&
            config->timeout_ms > 0 && config->interval_ms > 0 &&
            config->handshake_ms > 0 && config->max_missed < 255 &&
-           config->subscriptions > 0 && config->rights > 0 &&
+           config->subscriptions > 0 && config->subscriptions <= UINT16_MAX &&
+           config->rights > 0 && config->rights <= UINT16_MAX &&
            config->calls > 0 && config->calls < 256;
 }
 

@@ -243,8 +243,6 @@ void im_loop_take_relays(struct im_loop *loop)
                 im_fanout_relayed(loop, (struct im_msg *)(uintptr_t)copy.conn);
             else
                 im_accept_adopt(loop, (int)copy.b);
-            if (loop->unflushed >= IM_UNFLUSHED_MAX)
-                im_loop_flush(loop);
         }
     }
 }

@@ -104,6 +104,7 @@ class Gateway:
         self.orders = Orders(self.core, self._frames, authenticator, sessions, routing)
         self._calls = Calls(sessions, routing, self.orders.refresh)
         self._hook_timeout_s = config.limits.hook_timeout_ms / 1000
+        self._subscriptions_max = config.limits.subscriptions
         self._is_inline = config.threads == 0
         self._is_running = False
 
@@ -195,6 +196,9 @@ class Gateway:
     def on_subscribe(self, session: Session, request: int, body: Subscribe) -> None:
         topic, tags = check_topic(body.topic), check_tags(body.tags)
         self._check_subscribe(session, topic)
+        held = self.sessions.topics(session)
+        if len(held) >= self._subscriptions_max and topic not in held:
+            raise ImError(ErrorCode.TOO_MANY_SUBSCRIPTIONS)
         if body.durable or body.after is not None:
             raise ImError(ErrorCode.NOT_DURABLE, "this server keeps no messages")
         if self._hooks.judges_subscriptions(topic):

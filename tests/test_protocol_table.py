@@ -395,6 +395,7 @@ def test_one_subscription_too_many_is_refused(start_server: Callable[..., Runnin
     bob.subscribe("room:2")
     bob.send(raw(FrameType.SUBSCRIBE, b'{"topic":"room:3"}'))
     assert_answer(bob, 442)
+    bob.subscribe("room:2", "other")  # to change the tags of one it has
 
 
 @pytest.mark.parametrize("codec", [1, 2, 3], ids=["json", "msgpack", "protobuf"])

@@ -3,284 +3,9 @@
  * certain order.
  *
  *     steps NAME
- *
- * The threads of the core are not started; the one thread there is takes their
- * turns by hand, answers the events and plays the clients. So each step happens
- * exactly as it is written down, every time.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <dirent.h>
-#include <errno.h>
-#include <poll.h>
-#include <sys/ioctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include "imcore.h"
-#include "storm.h"
-
-#define CLIENTS 16
-
-struct stage {
-    struct im_core *core;
-    struct sockaddr_in address;
-    int listener;
-    int clients[CLIENTS];
-    uint32_t client_count;
-    uint32_t closed; /* events */
-    uint32_t close_code;
-    bool is_listening;
-};
-
-static struct im_config default_config(uint32_t threads)
-{
-    return (struct im_config){.threads = threads,
-                              .max_connections = 64,
-                              .max_frame_bytes = FRAME_BYTES,
-                              .hello_bytes = HELLO_BYTES,
-                              .handshake_ms = 60000,
-                              .interval_ms = 60000,
-                              .timeout_ms = 40, /* a tick of 5 ms */
-                              .max_missed = 200,
-                              .outbox_soft_bytes = 64 << 10,
-                              .outbox_hard_bytes = 256 << 10,
-                              .stall_ms = 60000,
-                              .subscriptions = 16,
-                              .rights = 16,
-                              .calls = 4,
-                              .pool_bytes = 16 << 20};
-}
-
-static void tell(struct stage *stage, uint32_t number, struct im_record record,
-                 const struct im_span *parts, size_t count)
-{
-    CHECK(im_core_command(stage->core, number, record, parts, count) == IM_OK);
-}
-
-static struct stage new_stage(struct im_config config)
-{
-    struct stage stage = {.address = {.sin_family = AF_INET}};
-    static const uint16_t codes[] = {IM_CLOSE_UNAUTHORIZED,
-                                     IM_CLOSE_BAD_PROTOCOL, IM_CLOSE_SLOW,
-                                     IM_CLOSE_OVERLOADED, IM_CLOSE_HEARTBEAT};
-    int large = 1 << 20;
-
-    CHECK(im_core_new(&config, &stage.core) == IM_OK);
-    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
-        uint8_t frame[16],
-            body[] = {(uint8_t)(codes[i] >> 8), (uint8_t)codes[i]};
-        size_t len = write_frame(frame, IM_GOAWAY, 0, body, 2);
-        CHECK(im_core_goodbye(stage.core, 1, codes[i],
-                              (struct im_span){frame, len}) == IM_OK);
-    }
-    stage.listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-    stage.address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t len = sizeof stage.address;
-    setsockopt(stage.listener, SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
-    setsockopt(stage.listener, SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
-    CHECK(bind(stage.listener, (void *)&stage.address, len) == 0);
-    CHECK(listen(stage.listener, 64) == 0);
-    CHECK(getsockname(stage.listener, (void *)&stage.address, &len) == 0);
-    return stage;
-}
-
-static void start_listening(struct stage *stage)
-{
-    tell(stage, 0,
-         (struct im_record){.kind = IM_COMMAND_LISTEN,
-                            .b = (uint32_t)stage->listener},
-         NULL, 0);
-    stage->is_listening = true;
-}
-
-static void on_event(struct stage *stage, const struct im_record *event)
-{
-    struct im_span all = {im_record_bytes(event), event->len};
-    uint8_t room[16];
-    struct im_record record = {.conn = event->conn};
-    struct im_span parts[3] = {
-        {(const uint8_t *)"a0", 2}, {(const uint8_t *)"*", 1}, {room, 0}};
-
-    switch (event->kind) {
-    case IM_EVENT_HELLO:
-        record.kind = IM_COMMAND_WELCOME;
-        record.a = 2;
-        parts[1] =
-            (struct im_span){room, write_frame(room, IM_WELCOME, 1, NULL, 0)};
-        tell(stage, im_conn_thread(event->conn), record, parts, 2);
-        break;
-    case IM_EVENT_FRAME: /* SUBSCRIBE: its body is the topic */
-        record.kind = IM_COMMAND_SUBSCRIBE;
-        record.a = IM_ENDS_PAUSE;
-        record.b = event->len | 1 << 16;
-        parts[0] = all;
-        parts[2].len = write_frame(room, IM_SUBSCRIBED, 1, NULL, 0);
-        tell(stage, im_conn_thread(event->conn), record, parts, 3);
-        break;
-    case IM_EVENT_ASK:
-        record.kind = IM_COMMAND_DECIDE;
-        record.b = IM_ALLOW;
-        tell(stage, im_conn_thread(event->conn), record, &all, 1);
-        break;
-    case IM_EVENT_CLOSED:
-        stage->closed++;
-        stage->close_code = event->a;
-        break;
-    default:
-        FAIL("an event of kind %u", event->kind);
-    }
-}
-
-/* One turn of one thread. */
-static void turn(struct stage *stage, uint32_t number)
-{
-    im_loop_turn(&stage->core->loops[number], 0);
-}
-
-static void answer_events(struct stage *stage)
-{
-    const struct im_record *event;
-    uint32_t number;
-
-    while ((event = im_core_event(stage->core, &number))) {
-        on_event(stage, event);
-        im_core_event_done(stage->core, number, event);
-    }
-}
-
-static void settle(struct stage *stage)
-{
-    for (int i = 0; i < 20; i++) {
-        for (uint32_t number = 0; number < stage->core->loop_count; number++)
-            turn(stage, number);
-        answer_events(stage);
-    }
-}
-
-static int connect_client(struct stage *stage)
-{
-    int fd = socket(AF_INET, SOCK_STREAM, 0), large = 1 << 20;
-
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
-    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
-    CHECK(connect(fd, (void *)&stage->address, sizeof stage->address) == 0);
-    stage->clients[stage->client_count++] = fd;
-    return fd;
-}
-
-static void send_bytes(int fd, const void *bytes, size_t len)
-{
-    CHECK(send(fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)len);
-}
-
-static void send_frame(int fd, uint8_t type, const char *body)
-{
-    uint8_t frame[256];
-    send_bytes(fd, frame, write_frame(frame, type, 1, body, strlen(body)));
-}
-
-/* A message of `size` bytes to the topic "room". */
-static void publish(int fd, size_t size)
-{
-    uint8_t body[FRAME_BYTES] = {0}, frame[FRAME_BYTES];
-
-    body[24] = 4;
-    body[26] = 2;
-    memcpy(body + 28, "rooma0", 6);
-    send_bytes(fd, frame,
-               write_frame(frame, IM_MESSAGE, 0, body, size - IM_HEAD_LEN));
-}
-
-/* Reads so many bytes, and takes turns until they are here. False when the
- * stream has ended. */
-static bool receive_bytes(struct stage *stage, int fd, uint8_t *to, size_t len)
-{
-    for (int patience = 5000; len; patience--) {
-        ssize_t got = recv(fd, to, len, MSG_DONTWAIT);
-        if (got > 0) {
-            to += got;
-            len -= (size_t)got;
-            continue;
-        }
-        if (got == 0 || errno != EAGAIN)
-            return false;
-        CHECK(patience > 0);
-        settle(stage);
-        usleep(1000);
-    }
-    return true;
-}
-
-/* The next frame's type; 0 when the stream has ended. */
-static uint8_t receive(struct stage *stage, int fd, uint8_t *frame)
-{
-    if (!receive_bytes(stage, fd, frame, IM_HEAD_LEN))
-        return 0;
-    size_t rest = im_load_u32(frame) + 4 - IM_HEAD_LEN;
-    CHECK(rest <= FRAME_BYTES);
-    CHECK(receive_bytes(stage, fd, frame + IM_HEAD_LEN, rest));
-    return frame[4];
-}
-
-static bool has_news(int fd)
-{
-    struct pollfd one = {.fd = fd, .events = POLLIN};
-    return poll(&one, 1, 0) == 1;
-}
-
-/* Logged in, and subscribed to the topic "room" if wanted. */
-static int log_in(struct stage *stage, bool subscribes)
-{
-    uint8_t frame[FRAME_BYTES];
-    int fd = connect_client(stage);
-
-    send_frame(fd, IM_HELLO, "");
-    if (subscribes)
-        send_frame(fd, IM_SUBSCRIBE, "room");
-    settle(stage);
-    CHECK(receive(stage, fd, frame) == IM_WELCOME);
-    CHECK(!subscribes || receive(stage, fd, frame) == IM_SUBSCRIBED);
-    return fd;
-}
-
-static uint64_t stat_of(const struct stage *stage, const char *name)
-{
-    uint64_t sums[IM_STAT_MAX];
-
-    im_core_stats(stage->core, sums);
-    for (size_t i = 0; i < IM_STAT_COUNT; i++)
-        if (strcmp(im_stat_names[i], name) == 0)
-            return sums[i];
-    FAIL("no counter is called %s", name);
-}
-
-static void reset(int fd)
-{
-    struct linger now = {.l_onoff = 1};
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    close(fd);
-}
-
-static int open_descriptors(void)
-{
-    DIR *all = opendir("/proc/self/fd");
-    int count = 0;
-
-    CHECK(all);
-    while (readdir(all))
-        count++;
-    closedir(all);
-    return count;
-}
-
-static void end(struct stage *stage)
-{
-    im_core_free(stage->core);
-    for (uint32_t i = 0; i < stage->client_count; i++)
-        close(stage->clients[i]);
-}
+#include "stage.h"
 
 /* Another thread has relayed more than an outbox holds before this one took
  * its turn; the reader's socket takes it all. */
@@ -305,6 +30,71 @@ static void a_burst_of_relays_makes_no_reader_slow(void)
         CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
     }
     CHECK(stage.closed == 0);
+    end(&stage);
+}
+
+static void *turn_the_other(void *argument)
+{
+    struct stage *stage = argument;
+
+    usleep(50 * 1000);
+    while (!atomic_load(&stage->is_over))
+        turn(stage, 1);
+    return NULL;
+}
+
+/* As if the other thread had relayed a message of that size to the first. */
+static void relay_back(struct stage *stage, size_t size)
+{
+    struct im_loop *to = &stage->core->loops[0], *from = &stage->core->loops[1];
+    struct im_msg *msg = im_pool_take(&from->pool, (uint32_t)size, 0);
+
+    CHECK(msg);
+    memset(msg->bytes, 0, size);
+    write_message_to(msg->bytes, "back", size);
+    im_msg_lend(msg, 1);
+    im_msg_drop(&from->pool, msg);
+    CHECK(im_queue_push(&to->relays[1],
+                        (struct im_record){.kind = IM_COMMAND_RELAY,
+                                           .conn = (uintptr_t)msg},
+                        NULL, 0) == IM_OK);
+}
+
+/* The queue to the other thread fills up, so the author's thread takes what is
+ * queued for itself, and finds that the author has reset its stream. */
+static void nobody_is_closed_in_the_middle_of_its_own_publication(void)
+{
+    struct stage stage = new_stage(default_config(2));
+    uint64_t held = (256 << 10) / sizeof(struct im_record) - 500;
+    uint64_t relays = 0;
+    pthread_t other;
+
+    start_listening(&stage);
+    int author = log_in_to(&stage, "back");
+    log_in_to(&stage, "room");
+    publish(author, 64); /* it is allowed to, from here on */
+    settle(&stage);
+    CHECK(stat_of(&stage, "relays") == 1); /* they are on two threads */
+    while ((relays = stat_of(&stage, "relays")) < held) {
+        for (uint64_t i = 0; i < 500 && relays + i < held; i++)
+            publish(author, 64);
+        while (stat_of(&stage, "relays") == relays)
+            turn(&stage, 0);
+    }
+    for (int i = 0; i < 20; i++)
+        relay_back(&stage, 10000);
+    for (int i = 0; i < 1000; i++)
+        publish(author, 64);
+    stage.client_count--;
+    stage.clients[0] = stage.clients[1];
+    reset(author);
+    CHECK(pthread_create(&other, NULL, turn_the_other, &stage) == 0);
+    turn(&stage, 0);
+    usleep(10 * 1000);
+    atomic_store(&stage.is_over, true);
+    pthread_join(other, NULL);
+    settle(&stage);
+    CHECK(stage.closed == 1 && stage.close_code == IM_CLOSE_PEER);
     end(&stage);
 }
 
@@ -368,6 +158,36 @@ static void who_has_gone_is_not_counted_as_slow(void)
     usleep(100 * 1000);
     settle(&stage);
     CHECK(stat_of(&stage, "slow_readers") == 0);
+    end(&stage);
+}
+
+/* EPOLLOUT is off once everything was sent, or it would report for ever. */
+static void a_core_with_nothing_to_do_sleeps(void)
+{
+    struct im_config config = default_config(0);
+    config.timeout_ms = 60000; /* the slowest tick */
+    struct stage stage = new_stage(config);
+    uint8_t frame[FRAME_BYTES];
+    int small = 4096, count = 0;
+
+    setsockopt(stage.listener, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+    start_listening(&stage);
+    int author = log_in(&stage, false), reader = log_in(&stage, true);
+    const struct im_conn *conn = &stage.core->loops[0].conns[1];
+    for (; !(conn->marks & IM_MARK_ARMED) && count < 2000; count++) {
+        publish(author, 1000);
+        settle(&stage);
+    }
+    CHECK(conn->marks & IM_MARK_ARMED);
+    while (count--)
+        CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
+    settle(&stage);
+    CHECK(!(conn->marks & IM_MARK_ARMED));
+    for (int tries = 0; has_news(stage.core->loops[0].epoll_fd); tries++) {
+        CHECK(tries < 3);
+        settle(&stage);
+        CHECK(im_core_listener_sleeps(stage.core));
+    }
     end(&stage);
 }
 
@@ -530,9 +350,11 @@ static const struct {
     void (*run)(void);
 } STEPS[] = {
     STEP(a_burst_of_relays_makes_no_reader_slow),
+    STEP(nobody_is_closed_in_the_middle_of_its_own_publication),
     STEP(a_crowd_at_the_door_is_shared_out),
     STEP(one_too_many_is_told_so),
     STEP(who_has_gone_is_not_counted_as_slow),
+    STEP(a_core_with_nothing_to_do_sleeps),
     STEP(a_length_is_judged_on_its_fourth_byte_in_any_split),
     STEP(a_stopped_core_has_no_connections),
     STEP(a_socket_nobody_took_over_is_closed),

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 from door import MACHINE, NONE, Pool, address, content, ffi, lib
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -173,7 +174,7 @@ def exhaust(pool: Pool, length: int, purpose: int = lib.IM_FOR_MESSAGE) -> list:
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = MACHINE
+TestPool.settings = settings(MACHINE, max_examples=40)
 
 
 @pytest.fixture
