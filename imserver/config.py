@@ -132,8 +132,9 @@ class Limits(Section, frozen=True, kw_only=True):
     #: CALLs and hooked messages of one connection in the hands of Python; then it is not read.
     calls: Annotated[int, Meta(ge=1, le=255)] = 64
     #: Bytes of message memory for each I/O thread, reserved but used only as needed. When it is
-    #: full, senders are refused (503) and nothing else suffers.
-    pool_bytes: Annotated[int, Meta(ge=65_536, le=2**40)] = 67_108_864
+    #: full, senders are refused (503) and nothing else suffers. Below 16 MiB there would not be
+    #: a page for every size of message.
+    pool_bytes: Annotated[int, Meta(ge=16_777_216, le=2**40)] = 67_108_864
     #: Durable messages in flight to one subscription before an ACK.
     window: Annotated[int, Meta(ge=1, le=65_535)] = 256
     #: Time an `on_call` hook has. Below the 10 s a client waits, so that it hears why.

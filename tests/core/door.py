@@ -77,10 +77,10 @@ class Pool:
     PAGES = 16  # the least a pool has
     PAGE = 256 << 10
 
-    def __init__(self, owner: int = 0, len_max: int = 100_000) -> None:
+    def __init__(self, owner: int = 0, len_max: int = 100_000, pages: int = PAGES) -> None:
         self.it = new_aligned("struct im_pool")
-        assert lib.im_pool_init(self.it, owner, 0, len_max) == lib.IM_OK
-        assert self.it.page_count == self.it.spare == self.PAGES
+        assert lib.im_pool_init(self.it, owner, pages * self.PAGE, len_max) == lib.IM_OK
+        assert self.it.page_count == self.it.spare == pages
         assert self.it.page_len == self.PAGE
 
     def take(self, len: int, purpose: int = lib.IM_FOR_MESSAGE) -> Any:

@@ -44,7 +44,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.pool = Pool()
+        self.pool = Pool(pages=128)  # a page for each size there is, and more
         self.outbox = ffi.new("struct im_outbox *")
         self.gather = ffi.new("struct im_gather *")
         self.scratch = ffi.new("uint8_t[]", SCRATCH)
