@@ -11,6 +11,9 @@
 #include "fanout.h"
 #include "imcore.h"
 
+/* Python may order as fast as we obey; sockets and timers must not wait. */
+#define COMMANDS_A_TURN 1024
+
 /* The next `len` bytes of a record, or all of them with SIZE_MAX. */
 static struct im_span next_part(struct im_span *rest, size_t len)
 {
@@ -132,15 +135,26 @@ static void on_unsubscribe(struct im_loop *loop, uint32_t slot,
     end_upcall(loop, slot, record->a);
 }
 
-static struct im_msg *copy_of(struct im_loop *loop, struct im_span frame)
+/* A MESSAGE frame from Python, in a message of its own; its parts point into
+ * that. NULL when the pool is dry or it is no such frame. */
+static struct im_msg *message_of(struct im_loop *loop, struct im_span bytes,
+                                 struct im_frame *frame,
+                                 struct im_message *message)
 {
     struct im_msg *msg =
-        im_pool_take(&loop->pool, (uint32_t)frame.len, IM_FOR_CONTROL);
-    if (msg)
-        memcpy(msg->bytes, frame.at, frame.len);
-    else
+        im_pool_take(&loop->pool, (uint32_t)bytes.len, IM_FOR_MESSAGE);
+    if (!msg) {
         im_stat_add(&loop->stats.pool_refusals, 1);
-    return msg;
+        return NULL;
+    }
+    memcpy(msg->bytes, bytes.at, bytes.len);
+    struct im_span copy = {msg->bytes, bytes.len};
+    if (im_frame_peek(copy, IM_FRAME_MAX, frame) == IM_OK &&
+        frame->size == bytes.len && frame->type == IM_MESSAGE &&
+        im_message_peek(frame, message) == IM_OK)
+        return msg;
+    im_msg_drop(&loop->pool, msg);
+    return NULL;
 }
 
 /* `slot` is the origin, or IM_NONE for the application itself. */
@@ -149,25 +163,32 @@ static void on_publish(struct im_loop *loop, uint32_t slot,
 {
     struct im_frame frame;
     struct im_message message;
-    struct im_msg *msg = copy_of(loop, whole);
+    struct im_msg *msg = message_of(loop, whole, &frame, &message);
 
     if (msg) {
-        whole.at = msg->bytes;
-        if (im_frame_peek(whole, IM_FRAME_MAX, &frame) == IM_OK &&
-            im_message_peek(&frame, &message) == IM_OK) {
-            uint64_t hash = im_topic_hash(&loop->topics, message.topic);
-            bool echo = !(frame.flags & IM_NO_ECHO);
-            msg->bytes[5] &= (uint8_t)~IM_RETRY;
-            im_stat_add(&loop->stats.messages_in, 1);
-            im_fanout_publish(loop, msg,
-                              im_topic_find(&loop->topics, message.topic, hash),
-                              &message, hash, echo ? IM_NONE : slot);
-        } else {
-            im_msg_drop(&loop->pool, msg);
-        }
+        uint64_t hash = im_topic_hash(&loop->topics, message.topic);
+        struct im_topic *topic =
+            im_topic_find(&loop->topics, message.topic, hash);
+        msg->bytes[5] &= (uint8_t)~IM_RETRY;
+        im_stat_add(&loop->stats.messages_in, 1);
+        im_fanout_publish(loop, msg, topic, &message, hash,
+                          frame.flags & IM_NO_ECHO ? slot : IM_NONE);
+    } else if (slot != IM_NONE) {
+        /* Its hook has let it pass; it must not vanish without a word. */
+        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
     }
     if (slot != IM_NONE)
         end_upcall(loop, slot, record->a);
+}
+
+static void on_broadcast(struct im_loop *loop, struct im_span whole)
+{
+    struct im_frame frame;
+    struct im_message message;
+    struct im_msg *msg = message_of(loop, whole, &frame, &message);
+
+    if (msg)
+        im_fanout_broadcast(loop, msg);
 }
 
 static void on_revoke(struct im_loop *loop, uint32_t slot, struct im_span topic)
@@ -231,7 +252,8 @@ void im_command_take(struct im_loop *loop)
 {
     const struct im_record *record;
 
-    while ((record = im_queue_peek(&loop->commands))) {
+    for (uint32_t left = COMMANDS_A_TURN;
+         left && (record = im_queue_peek(&loop->commands)); left--) {
         struct im_span rest = {im_record_bytes(record), record->len};
         uint32_t slot = im_conn_slot(loop, record->conn);
         im_stat_add(&loop->stats.commands, 1);
@@ -246,12 +268,9 @@ void im_command_take(struct im_loop *loop)
         case IM_COMMAND_PUBLISH:
             on_publish(loop, slot, record, rest);
             break;
-        case IM_COMMAND_BROADCAST: {
-            struct im_msg *msg = copy_of(loop, rest);
-            if (msg)
-                im_fanout_broadcast(loop, msg);
+        case IM_COMMAND_BROADCAST:
+            on_broadcast(loop, rest);
             break;
-        }
         default:
             if (slot != IM_NONE)
                 on_connection(loop, slot, record, rest);

@@ -5,5 +5,5 @@
 
 #include "loop.h"
 
-/* Applies all queued commands, in order. */
+/* Applies what is queued, in order; of very much, a part each turn. */
 void im_command_take(struct im_loop *loop);

@@ -8,6 +8,8 @@
  *   C1  a slot is freed only when its socket is closed and Python has been
  *       told, so an event never names a connection Python cannot know.
  *   C2  EPOLLOUT is on only while the kernel has refused bytes.
+ *   C3  while a frame is dispatched nobody is closed and no slot is freed; who
+ *       has to go is doomed, and closed by the next flush.
  */
 #include "conn.h"
 
@@ -210,21 +212,25 @@ static enum im_status push_bytes(struct im_loop *loop, struct im_conn *conn,
     return IM_OK;
 }
 
-/* Whether `len` more bytes are within the bound. Nobody is slow to whom we have
- * not yet tried to send: much may have come from other threads in one turn. */
-static bool has_room(struct im_loop *loop, struct im_conn *conn, uint32_t slot,
-                     uint32_t len)
+/* Whether a message of `len` bytes is within the bound. Nobody is slow to whom
+ * we have not yet tried to send: much may have come from other threads in one
+ * turn. Sending here drops no message that is being put: a connection is once
+ * in a topic, so this one is not in its outbox yet. */
+static bool may_owe(struct im_loop *loop, struct im_conn *conn, uint32_t slot,
+                    uint32_t len)
 {
     uint32_t most = loop->core->config.outbox_hard_bytes;
 
-    if (IM_LIKELY(conn->outbox.bytes + len <= most))
+    len += IM_OUTBOX_REF_COST;
+    if (IM_LIKELY(im_outbox_cost(&conn->outbox) + len <= most))
         return true;
     if (!(conn->marks & IM_MARK_ARMED) &&
         push_bytes(loop, conn, slot) == IM_BAD) {
         im_conn_doom(loop, slot, IM_CLOSE_PEER);
         return false;
     }
-    if (conn->outbox.bytes + len <= most)
+    /* What is sent alone may be as large as it likes. */
+    if (!conn->outbox.bytes || im_outbox_cost(&conn->outbox) + len <= most)
         return true;
     im_conn_doom(loop, slot, IM_CLOSE_SLOW);
     return false;
@@ -237,7 +243,7 @@ bool im_conn_put(struct im_loop *loop, uint32_t slot, struct im_msg *msg,
 
     if (IM_UNLIKELY(conn->marks & IM_MARK_DOOMED))
         return false;
-    if (IM_UNLIKELY(!has_room(loop, conn, slot, msg->len)))
+    if (IM_UNLIKELY(!may_owe(loop, conn, slot, msg->len)))
         return false;
     if (IM_UNLIKELY(im_outbox_put(&conn->outbox, &loop->pool, msg, purpose) !=
                     IM_OK)) {
@@ -364,7 +370,8 @@ static void after_progress(struct im_loop *loop, uint32_t slot)
     struct im_conn *conn = &loop->conns[slot];
 
     if (conn->pause & IM_PAUSE_OUTBOX &&
-        conn->outbox.bytes <= loop->core->config.outbox_soft_bytes / 2)
+        im_outbox_cost(&conn->outbox) <=
+            loop->core->config.outbox_soft_bytes / 2)
         im_conn_unpause(loop, slot, IM_PAUSE_OUTBOX);
 }
 

@@ -5,10 +5,11 @@ command is a copy into one. Both sides own what they were given.
 """
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
-from posix.unistd cimport usleep
+from posix.unistd cimport close, usleep
 
 from imcore cimport *
 
@@ -42,6 +43,10 @@ cdef enum:
 
 cdef im_span span(bytes data):
     return im_span(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+cdef inline im_record order(uint16_t kind, uint64_t conn, uint16_t a=0, uint32_t b=0) noexcept:
+    return im_record(size=0, len=0, kind=kind, a=a, b=b, conn=conn)
 
 
 @cython.final
@@ -109,6 +114,7 @@ cdef class Core:
             raise RuntimeError("a core starts once")
         self._started = True
         if im_core_start(self._core) != IM_OK:
+            self._stopped = True
             raise OSError("the core could not start its threads")
 
     def stop(self):
@@ -117,10 +123,13 @@ cdef class Core:
             im_core_stop(self._core)
 
     def listen(self, int fd):
-        self._command(0, im_record(kind=IM_COMMAND_LISTEN, b=<uint32_t>fd), NULL, 0)
+        if self._stopped:
+            close(fd)
+            return
+        self._command(0, order(IM_COMMAND_LISTEN, 0, 0, <uint32_t>fd), NULL, 0)
 
     def unlisten(self):
-        self._command(0, im_record(kind=IM_COMMAND_UNLISTEN), NULL, 0)
+        self._command(0, order(IM_COMMAND_UNLISTEN, 0), NULL, 0)
 
     def poll(self):
         cdef const im_record *record
@@ -156,17 +165,17 @@ cdef class Core:
         cdef im_span *parts = [span(user), span(frame)]
         if not 1 <= len(user) <= IM_USER_MAX:
             raise ValueError("a user has 1 to 64 bytes")
-        self._tell(im_record(kind=IM_COMMAND_WELCOME, a=<uint16_t>len(user), conn=conn), parts, 2)
+        self._tell(order(IM_COMMAND_WELCOME, conn, <uint16_t>len(user)), parts, 2)
 
     def send(self, uint64_t conn, bytes frame not None, uint16_t ends=IM_ENDS_NOTHING):
         cdef im_span part = span(frame)
-        self._tell(im_record(kind=IM_COMMAND_SEND, a=ends, conn=conn), &part, 1)
+        self._tell(order(IM_COMMAND_SEND, conn, ends), &part, 1)
 
     def decide(self, uint64_t conn, bytes topic not None, uint32_t verdict, uint16_t code=0):
         cdef im_span part = span(topic)
         if not 1 <= len(topic) <= IM_TOPIC_MAX or verdict not in (IM_ALLOW, IM_HOOK, IM_DENY):
             raise ValueError("a verdict is ALLOW, HOOK or DENY on a topic of 1 to 255 bytes")
-        self._tell(im_record(kind=IM_COMMAND_DECIDE, a=code, b=verdict, conn=conn), &part, 1)
+        self._tell(order(IM_COMMAND_DECIDE, conn, code, verdict), &part, 1)
 
     def subscribe(
         self,
@@ -180,9 +189,7 @@ cdef class Core:
         cdef uint32_t lengths = <uint32_t>(len(topic) | len(tags) << 16)
         if not 1 <= len(topic) <= IM_TOPIC_MAX or not 1 <= len(tags) <= IM_FILTER_LEN_MAX:
             raise ValueError("a topic has 1 to 255 bytes, a tag expression 1 to 1,024")
-        self._tell(
-            im_record(kind=IM_COMMAND_SUBSCRIBE, a=ends, b=lengths, conn=conn), parts, 3
-        )
+        self._tell(order(IM_COMMAND_SUBSCRIBE, conn, ends, lengths), parts, 3)
 
     def unsubscribe(
         self,
@@ -192,35 +199,29 @@ cdef class Core:
         uint16_t ends=IM_ENDS_NOTHING,
     ):
         cdef im_span *parts = [span(topic), span(frame)]
-        self._tell(
-            im_record(
-                kind=IM_COMMAND_UNSUBSCRIBE, a=ends, b=<uint32_t>len(topic), conn=conn
-            ),
-            parts,
-            2,
-        )
+        self._tell(order(IM_COMMAND_UNSUBSCRIBE, conn, ends, <uint32_t>len(topic)), parts, 2)
 
     def publish(self, bytes frame not None, uint64_t conn=0, uint16_t ends=IM_ENDS_NOTHING):
         cdef im_span part = span(frame)
-        self._tell(im_record(kind=IM_COMMAND_PUBLISH, a=ends, conn=conn), &part, 1)
+        self._tell(order(IM_COMMAND_PUBLISH, conn, ends), &part, 1)
 
     def broadcast(self, bytes frame not None):
         cdef im_span part = span(frame)
         cdef uint32_t number
         for number in range(self._core.loop_count):
-            self._command(number, im_record(kind=IM_COMMAND_BROADCAST), &part, 1)
+            self._command(number, order(IM_COMMAND_BROADCAST, 0), &part, 1)
 
     def revoke(self, uint64_t conn, bytes topic not None=b""):
         cdef im_span part = span(topic)
-        self._tell(im_record(kind=IM_COMMAND_REVOKE, conn=conn), &part, 1)
+        self._tell(order(IM_COMMAND_REVOKE, conn), &part, 1)
 
     def drain(self, uint64_t conn, bytes frame not None):
         cdef im_span part = span(frame)
-        self._tell(im_record(kind=IM_COMMAND_DRAIN, conn=conn), &part, 1)
+        self._tell(order(IM_COMMAND_DRAIN, conn), &part, 1)
 
     def close(self, uint64_t conn, uint16_t code, bytes frame not None=b""):
         cdef im_span part = span(frame)
-        self._tell(im_record(kind=IM_COMMAND_CLOSE, a=code, conn=conn), &part, 1)
+        self._tell(order(IM_COMMAND_CLOSE, conn, code), &part, 1)
 
     def stats(self):
         cdef uint64_t sums[IM_STAT_MAX]
@@ -242,6 +243,9 @@ cdef class Core:
             if status == IM_BAD:
                 raise ValueError("larger than the core can take")
             # Full: the thread empties it without our help, soon.
+            if not self._started:
+                raise RuntimeError("too many commands before the core was started")
+            PyErr_CheckSignals()
             with nogil:
                 if self._core.config.threads == 0:
                     im_loop_turn(self._core.loops, 0)

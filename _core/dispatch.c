@@ -35,10 +35,13 @@ static enum im_fate upcall(struct im_loop *loop, uint32_t slot,
                            size_t count, enum im_pause pause)
 {
     record.conn = im_conn_id(loop, slot);
-    if (im_loop_tell(loop, record, parts, count) == IM_OK) {
+    /* In order of arrival: nobody overtakes those who wait for room. */
+    if (!loop->events_full &&
+        im_loop_tell(loop, record, parts, count) == IM_OK) {
         im_conn_pause(&loop->conns[slot], pause);
         return IM_TAKEN;
     }
+    loop->events_full = true;
     im_stat_add(&loop->stats.event_waits, 1);
     im_conn_pause(&loop->conns[slot], IM_PAUSE_EVENTS);
     im_conn_retry(loop, slot);
@@ -112,6 +115,8 @@ static enum im_fate on_hello(struct im_loop *loop, uint32_t slot,
             conn->codec = codec;
         conn->marks |= IM_MARK_KNOWN;
         im_conn_enter(loop, conn, IM_STATE_AUTHENTICATING);
+        /* From here it is Python's time, and the hook's own bound on it. */
+        im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_NONE, loop->now_ms);
     }
     return fate;
 }

@@ -11,6 +11,9 @@ enum im_fate {
     IM_GONE   /* the connection is closing */
 };
 
+/* Until this returns nobody is closed and no slot is freed, by whatever it
+ * entails: who has to go is doomed (C3). */
+
 /* Judges one whole frame. `owned` is the message that holds it, when it was
  * collected in one, or NULL; the caller keeps its reference. */
 enum im_fate im_dispatch(struct im_loop *loop, uint32_t slot,

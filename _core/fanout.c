@@ -40,10 +40,10 @@ static void deliver(struct im_loop *loop, const struct im_topic *topic,
     loop->unflushed += put;
 }
 
-/* Hands a lent message to thread `to`. Its queue is long enough for a turn; if
- * it is full all the same, the sender waits, which its sockets feel, and takes
- * what is queued for itself, so that two full threads cannot wait for each
- * other. */
+/* Hands a lent message to thread `to`. While its queue is full the sender
+ * waits, which its sockets feel, and takes what is queued for itself, so that
+ * two full threads cannot wait for each other. That delivers, but closes nobody
+ * (C3). */
 static void hand_over(struct im_loop *loop, uint32_t to, struct im_msg *msg)
 {
     struct im_core *core = loop->core;

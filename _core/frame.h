@@ -76,7 +76,7 @@ enum im_status im_message_peek(const struct im_frame *frame,
                                struct im_message *out);
 
 /* What a client may send: known flags, nothing in the fields that only the
- * server fills in. `message` may be NULL for a frame that is not a MESSAGE. */
+ * server fills in. IM_BAD for anything else. */
 enum im_status im_frame_check_client(const struct im_frame *frame);
 
 /* The topic of an ACK or a NACK; IM_BAD when there is none. */

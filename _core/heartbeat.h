@@ -74,6 +74,6 @@ static inline void im_heartbeat_seen(struct im_heartbeat *beat, uint32_t slot,
 uint32_t im_heartbeat_sweep(struct im_heartbeat *beat, uint32_t *at,
                             uint32_t now_ms, enum im_pulse *pulse);
 
-/* How often to sweep so that H2 holds with a tick short beside the shortest
- * duration. */
+/* How often to sweep: short beside the shortest of interval, timeout and
+ * handshake. */
 uint32_t im_heartbeat_tick_ms(const struct im_heartbeat *beat);

@@ -83,8 +83,6 @@ void im_core_free(struct im_core *core)
     for (uint32_t i = 0; i < core->goodbye_count; i++)
         free(core->goodbyes[i].bytes);
     free(core->loops);
-    if (core->event_fd >= 0)
-        close(core->event_fd);
     free(core);
 }
 
@@ -158,7 +156,10 @@ void im_core_stop(struct im_core *core)
         pthread_join(core->threads[i], NULL);
     core->running = 0;
     for (uint32_t i = 0; i < core->loop_count; i++)
-        im_loop_close_all(&core->loops[i]);
+        im_loop_end(&core->loops[i]);
+    if (core->event_fd >= 0)
+        close(core->event_fd);
+    core->event_fd = -1;
 }
 
 enum im_status im_core_command(struct im_core *core, uint32_t number,

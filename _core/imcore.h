@@ -40,7 +40,7 @@ struct im_span im_core_goodbye_for(const struct im_core *core, uint8_t codec,
 /* Starts the threads; IM_FULL when one cannot be started. */
 enum im_status im_core_start(struct im_core *core);
 
-/* Ends the threads, then closes every connection. Idempotent. */
+/* Ends the threads, then closes every connection and descriptor. Idempotent. */
 void im_core_stop(struct im_core *core);
 
 /* Python's side of the border. One Python thread at a time, as the GIL sees

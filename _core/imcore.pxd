@@ -15,6 +15,7 @@ cdef extern from "imcore.h" nogil:
         size_t len
 
     struct im_record:
+        uint32_t size
         uint32_t len
         uint16_t kind
         uint16_t a

@@ -7,8 +7,8 @@
  *
  *   I1  frames of a connection take effect in the order they were sent.
  *   I2  what cannot be taken now stays unread, in one buffer from the pool.
- *   I3  an unfinished frame is collected in a message of its own size, which
- *       becomes the publication without another copy.
+ *   I3  an unfinished frame is collected in a message, which becomes the
+ *       publication without another copy.
  */
 #include "intake.h"
 
@@ -20,12 +20,19 @@
 /* What an unfinished frame is asked for first: its length. */
 #define LENGTH_LEN 4u
 
-/* Keeps bytes for later, in a buffer of the pool with room for `want`. */
+/* The room an unfinished frame begins with; it doubles as bytes arrive. */
+#define ROOM_FIRST 512u
+
+/* Keeps bytes for later, in a buffer of the pool: a backlog, or a frame of
+ * `want` bytes that is unfinished. A promise of many bytes gets little room
+ * before they come, else strangers could fill the pool with promises. */
 static enum im_fate keep(struct im_loop *loop, uint32_t slot,
                          struct im_span rest, uint32_t want)
 {
     struct im_conn *conn = &loop->conns[slot];
-    uint32_t room = want > rest.len ? want : (uint32_t)rest.len;
+    uint32_t room = want < ROOM_FIRST ? want : ROOM_FIRST;
+    if (room < rest.len)
+        room = (uint32_t)rest.len;
     struct im_msg *tail = im_pool_take(&loop->pool, room, IM_FOR_MESSAGE);
 
     if (!tail) {
@@ -62,7 +69,8 @@ static enum im_fate take_and_settle(struct im_loop *loop, uint32_t slot,
     }
     if (IM_UNLIKELY(loop->unflushed >= IM_UNFLUSHED_MAX))
         im_loop_flush(loop);
-    if (IM_UNLIKELY(conn->outbox.bytes > loop->core->config.outbox_soft_bytes))
+    if (IM_UNLIKELY(im_outbox_cost(&conn->outbox) >
+                    loop->core->config.outbox_soft_bytes))
         im_conn_pause(conn, IM_PAUSE_OUTBOX);
     if (IM_UNLIKELY(conn->state >= IM_STATE_CLOSING ||
                     conn->state == IM_STATE_CLOSED))
@@ -101,6 +109,32 @@ static enum im_fate take_frames(struct im_loop *loop, uint32_t slot,
     return IM_TAKEN;
 }
 
+/* Gives an unfinished frame the next larger room. */
+static bool grow_tail(struct im_loop *loop, struct im_conn *conn)
+{
+    uint32_t room = 2 * im_msg_room(&loop->pool, conn->tail);
+    if (room > conn->tail_want)
+        room = conn->tail_want;
+
+    struct im_msg *larger = im_pool_take(&loop->pool, room, IM_FOR_MESSAGE);
+    if (!larger) {
+        im_stat_add(&loop->stats.pool_refusals, 1);
+        return false;
+    }
+    memcpy(larger->bytes, conn->tail->bytes, conn->tail_len);
+    im_msg_drop(&loop->pool, conn->tail);
+    conn->tail = larger;
+    return true;
+}
+
+/* How many bytes of the unfinished frame the tail can take now. */
+static uint32_t tail_space(const struct im_loop *loop,
+                           const struct im_conn *conn)
+{
+    uint32_t room = im_msg_room(&loop->pool, conn->tail);
+    return (room < conn->tail_want ? room : conn->tail_want) - conn->tail_len;
+}
+
 /* Completes the unfinished frame from what was read behind it. IM_MORE when
  * that is not enough; IM_FULL when the pool has no room for the whole frame. */
 static enum im_status complete(struct im_loop *loop, struct im_conn *conn,
@@ -109,34 +143,26 @@ static enum im_status complete(struct im_loop *loop, struct im_conn *conn,
     struct im_frame frame;
 
     for (;;) {
-        uint32_t lacking = conn->tail_want - conn->tail_len;
-        uint32_t take = fresh->len < lacking ? (uint32_t)fresh->len : lacking;
+        uint32_t space = tail_space(loop, conn);
+        uint32_t take = fresh->len < space ? (uint32_t)fresh->len : space;
         memcpy(conn->tail->bytes + conn->tail_len, fresh->at, take);
         conn->tail_len += take;
         fresh->at += take;
         fresh->len -= take;
-        if (conn->tail_len < conn->tail_want)
-            return IM_MORE;
+        if (conn->tail_len < conn->tail_want) {
+            if (!fresh->len)
+                return IM_MORE;
+            if (!grow_tail(loop, conn))
+                return IM_FULL;
+            continue;
+        }
 
         struct im_span tail = {conn->tail->bytes, conn->tail_len};
         enum im_status status =
             im_frame_peek(tail, frame_max(loop, conn), &frame);
         if (status != IM_MORE)
             return status;
-
-        /* Only the length was here; now it is known. */
-        conn->tail_want = frame.size;
-        if (im_msg_room(&loop->pool, conn->tail) >= frame.size)
-            continue;
-        struct im_msg *larger =
-            im_pool_take(&loop->pool, frame.size, IM_FOR_MESSAGE);
-        if (!larger) {
-            im_stat_add(&loop->stats.pool_refusals, 1);
-            return IM_FULL;
-        }
-        memcpy(larger->bytes, conn->tail->bytes, conn->tail_len);
-        im_msg_drop(&loop->pool, conn->tail);
-        conn->tail = larger;
+        conn->tail_want = frame.size; /* only the length was here */
     }
 }
 
@@ -239,11 +265,9 @@ void im_intake_read(struct im_loop *loop, uint32_t slot)
         return; /* its backlog comes first, later in this turn */
 
     /* A large unfinished frame is read to where it is collected. */
-    if (conn->tail && conn->tail_want > LENGTH_LEN) {
-        direct = conn->tail_want - conn->tail_len;
+    if (conn->tail && (direct = tail_space(loop, conn)) > 0)
         parts[count++] =
             (struct iovec){conn->tail->bytes + conn->tail_len, direct};
-    }
     uint8_t *space = im_ring_space(&loop->ring, 1, &room);
     if (conn->state == IM_STATE_HANDSHAKE &&
         room > loop->core->config.hello_bytes)

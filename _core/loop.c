@@ -22,6 +22,10 @@
 
 #define EVENTS_A_TURN 512
 
+/* Messages of one other thread taken in a turn. It may refill its queue as fast
+ * as we deliver, and our own sockets, timers and commands must not wait. */
+#define RELAYS_A_TURN 256
+
 /* One read takes at most this much: large enough that a busy connection needs
  * few reads, small enough that it does not keep the others waiting. */
 #define RING_LEN (64u << 10)
@@ -71,15 +75,16 @@ static enum im_status init_memory(struct im_loop *loop)
 {
     const struct im_config *config = &loop->core->config;
     uint32_t threads = config->threads ? config->threads : 1;
-    uint32_t slots = (config->max_connections + threads - 1) / threads;
+    uint32_t slots = config->max_connections / threads +
+                     (loop->number < config->max_connections % threads);
 
     loop->conn_count = slots;
     loop->conn_vacant = IM_NONE;
-    loop->conns = calloc(slots, sizeof *loop->conns);
-    loop->users = calloc(slots, sizeof *loop->users);
+    loop->conns = calloc(slots + 1, sizeof *loop->conns);
+    loop->users = calloc(slots + 1, sizeof *loop->users);
     /* A slot may be put on a list again while it is being walked. */
-    loop->dirty.slots = calloc(2u * slots, sizeof *loop->dirty.slots);
-    loop->resume.slots = calloc(2u * slots, sizeof *loop->resume.slots);
+    loop->dirty.slots = calloc(2u * slots + 1, sizeof *loop->dirty.slots);
+    loop->resume.slots = calloc(2u * slots + 1, sizeof *loop->resume.slots);
     loop->relay_count = threads;
     loop->relays = aligned_alloc(IM_CACHE_LINE, threads * sizeof *loop->relays);
     loop->gather.scratch = malloc(IM_GATHER_SCRATCH);
@@ -98,7 +103,7 @@ static enum im_status init_memory(struct im_loop *loop)
         im_pool_init(&loop->pool, (uint16_t)loop->number, config->pool_bytes,
                      message_max) ||
         im_topics_init(&loop->topics, loop->core->seed) ||
-        im_heartbeat_init(&loop->heartbeat, slots) ||
+        im_heartbeat_init(&loop->heartbeat, slots + 1) ||
         im_queue_init(&loop->events, queue_len) ||
         im_queue_init(&loop->commands, queue_len))
         return IM_FULL;
@@ -145,9 +150,15 @@ enum im_status im_loop_init(struct im_loop *loop, struct im_core *core,
     return IM_OK;
 }
 
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
 static void read_gauges(struct im_loop *loop)
 {
-    im_pool_collect(&loop->pool);
     im_stat_set(&loop->stats.messages, loop->pool.taken);
     im_stat_set(&loop->stats.pool_spare_bytes,
                 (uint64_t)loop->pool.spare * loop->pool.page_len);
@@ -168,7 +179,7 @@ static void close_queued(struct im_queue *queue, uint16_t kind)
     }
 }
 
-void im_loop_close_all(struct im_loop *loop)
+void im_loop_end(struct im_loop *loop)
 {
     for (uint32_t slot = 0; slot < loop->conn_used; slot++) {
         struct im_conn *conn = &loop->conns[slot];
@@ -178,33 +189,19 @@ void im_loop_close_all(struct im_loop *loop)
     }
     im_loop_unlisten(loop);
     read_gauges(loop);
-}
-
-static void close_fd(int *fd)
-{
-    if (*fd >= 0)
-        close(*fd);
-    *fd = -1;
+    close_fd(&loop->spare_fd);
+    close_fd(&loop->timer_fd);
+    close_fd(&loop->wake_fd);
+    close_fd(&loop->epoll_fd);
 }
 
 void im_loop_free(struct im_loop *loop)
 {
-    for (uint32_t slot = 0; slot < loop->conn_used; slot++) {
-        if (loop->conns[slot].state != IM_STATE_CLOSED)
-            close_fd(&loop->conns[slot].fd);
-        if (loop->conns[slot].user_len > sizeof loop->users[slot].inside)
-            free(loop->users[slot].apart);
-    }
     for (uint32_t i = 0; loop->relays && i < loop->relay_count; i++) {
         close_queued(&loop->relays[i], IM_COMMAND_ADOPT);
         im_queue_free(&loop->relays[i]);
     }
     close_queued(&loop->commands, IM_COMMAND_LISTEN);
-    close_fd(&loop->listen_fd);
-    close_fd(&loop->spare_fd);
-    close_fd(&loop->timer_fd);
-    close_fd(&loop->wake_fd);
-    close_fd(&loop->epoll_fd);
     im_queue_free(&loop->events);
     im_queue_free(&loop->commands);
     im_heartbeat_free(&loop->heartbeat);
@@ -236,7 +233,8 @@ void im_loop_take_relays(struct im_loop *loop)
         const struct im_record *record;
         if (from == loop->number)
             continue;
-        while ((record = im_queue_peek(queue))) {
+        for (uint32_t left = RELAYS_A_TURN;
+             left && (record = im_queue_peek(queue)); left--) {
             struct im_record copy = *record;
             im_queue_consume(queue, record);
             if (copy.kind == IM_COMMAND_RELAY)
@@ -358,6 +356,10 @@ static void resume_one(struct im_loop *loop, uint32_t slot)
     }
     if (conn->state == IM_STATE_CLOSED)
         return;
+    if (conn->pause & IM_PAUSE_EVENTS && loop->events_full) {
+        im_conn_retry(loop, slot); /* those before it met a full queue */
+        return;
+    }
     conn->pause &= (uint8_t)~IM_PAUSE_EVENTS;
     if (!conn->pause)
         im_intake_resume(loop, slot);
@@ -368,6 +370,7 @@ static void resume_all(struct im_loop *loop)
     uint32_t count = loop->resume.count;
 
     loop->again = false;
+    loop->events_full = false;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t slot = loop->resume.slots[i];
         loop->conns[slot].marks &= (uint8_t)~IM_MARK_QUEUED;
@@ -439,10 +442,14 @@ void im_loop_turn(struct im_loop *loop, int wait_ms)
     read_clocks(loop);
     im_stat_add(&loop->stats.turns, 1);
 
+    /* First, so that what was revoked is so for all that is read now. */
+    im_command_take(loop);
     for (int i = 0; i < count; i++)
         on_ready(loop, events[i].data.u64, events[i].events);
+    im_pool_collect(&loop->pool);
     im_loop_take_relays(loop);
-    im_command_take(loop);
+    if (loop->unflushed >= IM_UNFLUSHED_MAX)
+        im_loop_flush(loop);
     if (loop->resume.count)
         resume_all(loop);
     im_loop_flush(loop);

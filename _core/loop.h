@@ -5,10 +5,10 @@
  * connection could use without being asked is here, bounded at the start; no
  * globals, so a process may hold several cores.
  *
- * A turn: wait, read what is readable, apply what Python and other threads
- * sent, retry what had to wait, flush every connection that was written to
- * once, tell Python. The order matters: everything that wants to send has
- * happened before the one flush.
+ * A turn: wait, apply what Python ordered, read what is readable, take what
+ * other threads sent, retry what had to wait, flush every connection that was
+ * written to once, tell Python. The order matters: everything that wants to
+ * send has happened before the one flush.
  */
 #pragma once
 
@@ -148,6 +148,7 @@ struct im_loop {
     uint32_t waking;    /* threads to wake after this turn, one bit each */
     bool told;          /* Python has news */
     bool again;         /* the resume list need not wait for Python */
+    bool events_full;   /* somebody waits for room in the event queue */
 
     struct im_conn *conns;
     union im_user *users;
@@ -188,8 +189,9 @@ void im_loop_free(struct im_loop *loop);
  */
 void im_loop_turn(struct im_loop *loop, int wait_ms);
 
-/* Ends every connection without a word; the thread must have ended before. */
-void im_loop_close_all(struct im_loop *loop);
+/* Ends every connection without a word and closes all descriptors; the thread
+ * must have ended before. Only stats and im_loop_free are left after this. */
+void im_loop_end(struct im_loop *loop);
 
 /* Any thread: there is something in a queue of `loop`. */
 void im_loop_wake(struct im_loop *loop);

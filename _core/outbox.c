@@ -40,6 +40,7 @@ enum im_status im_outbox_put(struct im_outbox *outbox, struct im_pool *pool,
     }
     block_of(outbox->last)->refs[outbox->tail++] = msg;
     outbox->bytes += msg->len;
+    outbox->refs++;
     return IM_OK;
 }
 
@@ -120,6 +121,7 @@ void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
                 return;
             }
             len -= msg->len;
+            outbox->refs--;
             im_msg_drop(pool, msg);
         }
         drop_block(outbox, pool);

@@ -6,7 +6,7 @@
  * pool, so a reader that lags costs pool memory and hits the pool's bound.
  *
  *   O1  bytes = the sum of what the references hold, less what of the first
- *       one was sent already.
+ *       one was sent already; refs = how many there are.
  *   O2  a message that was begun is finished, whatever else is dropped: half a
  *       frame would make the rest of the stream unreadable.
  */
@@ -23,9 +23,20 @@ struct im_outbox {
     struct im_msg *last;
     uint32_t bytes;
     uint32_t sent; /* of the first message */
+    uint32_t refs; /* messages waiting */
     uint8_t head;  /* next reference to send, in the first block */
     uint8_t tail;  /* next free place, in the last block */
 };
+
+/* What a waiting message takes beside its bytes: its head, its reference, and
+ * the rest of its slot. Counted, because a thousand PONGs are few bytes. */
+#define IM_OUTBOX_REF_COST 64u
+
+/* The memory an outbox stands for; what its bounds are compared with. */
+static inline uint64_t im_outbox_cost(const struct im_outbox *outbox)
+{
+    return outbox->bytes + (uint64_t)outbox->refs * IM_OUTBOX_REF_COST;
+}
 
 /* One send: gathered bytes and whole messages, in order. */
 #define IM_GATHER_PARTS 64u

@@ -3,7 +3,8 @@
  *
  * Taken and given back once a message, by one thread, mostly in the same size:
  * the page in front has a free slot and both are a few instructions. Classes
- * are a quarter of a power of two apart, so at most a fifth of a slot is lost.
+ * are a quarter of a power of two apart, so at most a fifth of a slot is lost,
+ * up to half a page; what is larger has a page for itself.
  * A page that has become empty goes back to the arena and may serve another
  * class: a burst of large messages does not starve small ones for ever.
  *
@@ -191,7 +192,10 @@ struct im_msg *im_pool_take(struct im_pool *pool, uint32_t len,
 
     struct im_page *page = pool->partial[size_class];
     if (IM_UNLIKELY(!page)) {
-        page = new_page(pool, size_class, purpose);
+        im_pool_collect(pool); /* what has come home may do */
+        page = pool->partial[size_class];
+        if (!page)
+            page = new_page(pool, size_class, purpose);
         if (!page)
             return NULL;
     }

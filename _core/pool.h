@@ -50,7 +50,8 @@ struct im_pool {
     struct im_page *partial[IM_POOL_CLASSES];
     uint32_t slot_len[IM_POOL_CLASSES];
     uint8_t class_of[1024]; /* for slots of up to 16 KiB, by 16 bytes */
-    _Atomic(struct im_msg *) returned;
+    /* Written by other threads, so on a line of its own. */
+    _Alignas(IM_CACHE_LINE) _Atomic(struct im_msg *) returned;
 };
 
 /* Who asks: control frames may use the reserve, so that a server out of memory

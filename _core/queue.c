@@ -52,7 +52,8 @@ static bool has_room(struct im_queue *queue, uint64_t tail, uint64_t size)
 static bool starts_over(struct im_queue *queue, uint64_t tail, uint64_t at,
                         uint64_t size)
 {
-    if (at < START_OVER || size > at)
+    /* Looked at once a page: the consumer's cursor is on its own line. */
+    if (at < START_OVER || size > at || (at & 4095) >= size)
         return false;
     queue->head_seen = atomic_load_explicit(&queue->head, memory_order_acquire);
     return queue->head_seen == tail;

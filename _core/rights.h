@@ -3,8 +3,8 @@
  *
  * Asked once a message and set once per connection and topic; in front of it
  * each connection remembers its latest answer, since most write to one topic
- * for a while. A refusal is kept as well, with the number of its error, so a
- * client that insists costs no upcall.
+ * for a while. A refusal is kept as well, with the number of its error: Python
+ * only words the answer to a client that insists.
  *
  *   V1  a right holds its topic: the topic outlives it.
  *   V2  a connection has at most the configured number of rights; the oldest

@@ -30,7 +30,7 @@
     X(receives)        /* calls that read */                                   \
     X(bytes_in)                                                                \
     X(frames_in)                                                               \
-    X(messages_in) /* publications accepted from clients */                    \
+    X(messages_in) /* publications, of clients and the application */          \
     X(deliveries)  /* references put into outboxes by fan-out */               \
     X(sends)       /* calls that wrote */                                      \
     X(bytes_out)                                                               \

@@ -105,7 +105,7 @@ def _keys(config: Config) -> Finding:
         return Finding(Verdict.GOOD, "keys", f"{len(config.auth.keys)} loaded")
     if config.dev:
         return Finding(Verdict.NOTE, "keys", "none, and --dev: whoever connects is believed")
-    return Finding(Verdict.NOTE, "keys", "none: serve needs one, or --dev to try things out")
+    return Finding(Verdict.BAD, "keys", "none: serve needs one, or --dev to try things out")
 
 
 def _core(config: Config) -> Finding:

@@ -222,16 +222,15 @@ def lines_of(result: Result) -> dict[str, str]:
 
 
 def test_doctor_finds_this_machine_good_enough(run: Run) -> None:
-    result = run("doctor", "--listen", "127.0.0.1:0")
+    result = run("doctor", "--dev", "--listen", "127.0.0.1:0")
     assert result.exit_code == 0, result.output
     assert result.output.endswith("serving can work\n")
     found = lines_of(result)
     assert found["core"].startswith("ok")
     assert found["open files"].startswith("ok")
-    assert "serve needs one" in found["keys"]
     for subject in ("uvloop", "protobuf", "redis", "confluent_kafka", "kernel", "backlog"):
         assert subject in found
-    assert "1 loaded" in run("doctor", env=KEYS).output
+    assert "1 loaded" in run("doctor", "--dev", env=KEYS).output
     assert "whoever connects is believed" in run("doctor", "--dev").output
 
 
@@ -241,28 +240,28 @@ def test_doctor_says_what_keeps_serving_from_working(run: Run) -> None:
         ({"IMSERVER_LIMITS__MAX_CONNECTIONS": "16000000"}, "open files"),
         (KEYS | {"IMSERVER_AUTH__KEYS__0__ALGORITHM": "RS256"}, "configuration"),
     ):
-        result = run("doctor", env=env)
+        result = run("doctor", "--dev", env=env)
         assert result.exit_code == 1, result.output
         assert said in result.output.splitlines()[-1]
 
 
 def test_doctor_says_when_the_core_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imserver._core", None)
-    result = run("doctor")
+    result = run("doctor", "--dev")
     assert result.exit_code == 1
     assert "make build" in lines_of(result)["core"]
 
 
 def test_doctor_says_when_a_package_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    result = run("doctor")
+    result = run("doctor", "--dev")
     assert result.exit_code == 0
     assert lines_of(result)["uvloop"].startswith("note uvloop")
 
 
 def test_doctor_sees_that_the_address_is_taken(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        result = run("doctor", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+        result = run("doctor", "--dev", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
     assert result.exit_code == 0
     assert "in use" in lines_of(result)["address"]
 
@@ -479,3 +478,9 @@ def test_the_token_comes_from_the_environment(run: Run, monkeypatch: pytest.Monk
     found = [login for _, login in logins]
     assert found == [{"token": "t1"}, {"token": "t2"}, {"user": "ann"}]
     assert {server for server, _ in logins} == {"127.0.0.1:7400"}
+
+
+def test_doctor_misses_a_key_as_serve_does(run: Run) -> None:
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "serve needs one" in result.output

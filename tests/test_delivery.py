@@ -269,6 +269,24 @@ def test_a_revoked_right_ends_on_the_live_connection(server: RunningServer) -> N
     bob.ping()
 
 
+def test_a_revocation_holds_when_revoke_returns(server: RunningServer) -> None:
+    alice = server.user("alice")
+    for i in range(10):
+        topic = f"room:now{i}"
+        bob = server.user("bob", f"device{i}")
+        alice.subscribe(topic)
+        bob.publish(topic, "bob", b"before")
+        whole(alice)
+
+        async def revoke_and_publish(bob: Peer = bob, topic: str = topic) -> None:
+            await server.server.revoke("bob", topic)
+            bob.publish(topic, "bob", b"after")
+
+        server.run(revoke_and_publish)
+        assert json.loads(bob.expect(FrameType.ERROR))["code"] == 403
+    alice.ping()
+
+
 def test_a_disconnected_user_is_told_and_gone(server: RunningServer) -> None:
     bob = server.user("bob")
     server.run(lambda: server.server.disconnect("bob", 4010))

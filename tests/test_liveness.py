@@ -3,17 +3,21 @@
 Settings are milliseconds; nothing asserts how long something took.
 """
 
+import asyncio
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 
 from harness import Peer, RunningServer
 
+from imserver import Server
 from imserver.protocol import FrameType, encode_bare, encode_message
 
 HEARTBEAT = {"interval_ms": 80, "timeout_ms": 40, "max_missed": 3}
@@ -123,6 +127,95 @@ def test_who_does_not_read_is_not_read(start_server: Callable[..., RunningServer
     greedy.socket.settimeout(20)
     for _ in range(sent // len(frame)):
         greedy.expect(FrameType.MESSAGE)
+
+
+def settled_spare_bytes(running: RunningServer) -> int:
+    """The gauge, once a tick has read it."""
+    turns = running.stats()["turns"]
+    while running.stats()["turns"] < turns + 3:
+        time.sleep(0.05)
+    return running.stats()["pool_spare_bytes"]
+
+
+def test_clients_that_ask_and_do_not_read_take_nothing_from_others(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    """Forty send PINGs as fast as they are taken and read no PONG."""
+    running = start_server(threads=1)
+    bob = running.user("bob")
+    bob.subscribe("room:a")
+    pings = encode_bare(FrameType.PING) * 4096
+    for i in range(40):
+        deaf = running.peer(4096)
+        deaf.login(f"deaf{i}")
+        deaf.socket.setblocking(False)
+        try:
+            while True:
+                deaf.socket.send(pings)
+        except BlockingIOError:
+            pass
+    for _ in range(100):
+        bob.publish("room:a", "bob", b"x" * 1000)
+        assert bob.expect(FrameType.MESSAGE)
+    assert running.stats()["pool_refusals"] == 0
+    assert settled_spare_bytes(running) > 32 << 20
+
+
+def test_a_promise_of_many_bytes_gets_little_memory(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    running = start_server(threads=1)
+    bob = running.user("bob")
+    bob.subscribe("room:a")
+    for _ in range(1500):
+        running.peer().send(b"\x00\x00\x1f\x00\x01\x40\x00\x00{")
+    for i in range(300):
+        liar = running.user(f"liar{i}")
+        liar.send(b"\x00\x00\xff\x00\x07\x00\x00\x00.")
+    bob.publish("room:a", "bob", b"x" * 60_000)
+    assert len(bob.expect(FrameType.MESSAGE)) > 60_000
+    assert running.stats()["pool_refusals"] == 0
+    assert settled_spare_bytes(running) > 48 << 20
+
+
+def test_a_slow_judge_is_not_a_slow_client(start_server: Callable[..., RunningServer]) -> None:
+    def prepare(server: Server) -> None:
+        @server.on_connect
+        async def judge(login: object) -> None:
+            await asyncio.sleep(1.5)
+
+    running = start_server(prepare, threads=1, limits={"handshake_ms": 500})
+    running.user("bob").ping()
+
+
+def test_one_thread_cannot_starve_another(start_server: Callable[..., RunningServer]) -> None:
+    """A publisher on one thread floods fifty readers on the other; who is on that thread too
+    still gets its PONGs and can log in."""
+    running = start_server(threads=2)
+    readers = [running.user(f"reader{i}") for i in range(60)]
+    for reader in readers:
+        reader.subscribe("room:flood")
+    flood = encode_message("room:flood", "writer", b"") * 500
+    stop = threading.Event()
+
+    def write() -> None:
+        writer = Peer(running.address)
+        writer.login("writer")
+        writer.socket.settimeout(0.2)
+        end = time.monotonic() + 20
+        while not stop.is_set() and time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                writer.socket.sendall(flood)
+        writer.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for i in range(10):
+            running.user(f"calm{i}").ping()
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_five_thousand_connections_chat(start_server: Callable[..., RunningServer]) -> None:

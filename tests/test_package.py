@@ -43,4 +43,4 @@ def test_the_sdist_becomes_a_wheel_that_works_in_a_fresh_environment(tmp_path: P
     origin = "import imserver._core as core; print(core.__file__)"
     where = run(fresh / "bin/python", "-c", origin, cwd=tmp_path)
     assert str(fresh) in where
-    run(fresh / "bin/imserver", "doctor", cwd=tmp_path)
+    run(fresh / "bin/imserver", "doctor", "--dev", cwd=tmp_path)

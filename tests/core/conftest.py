@@ -10,4 +10,5 @@ import pytest
 def no_descriptor_is_left_behind() -> Iterator[None]:
     before = len(os.listdir("/proc/self/fd"))
     yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Fewer when a server of other tests is still closing its connections.
+    assert len(os.listdir("/proc/self/fd")) <= before
