@@ -17,9 +17,14 @@ enum im_status {
     IM_FULL = -2 /* a bound is reached */
 };
 
+/* Not assert.h: Python builds extensions with NDEBUG. */
 #ifdef IM_DEBUG
-#include <assert.h>
-#define IM_ASSERT(rule) assert(rule)
+#include <stdio.h>
+#include <stdlib.h>
+#define IM_ASSERT(rule)                                                        \
+    ((rule) ? (void)0                                                          \
+            : (fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #rule),      \
+               abort()))
 #else
 #define IM_ASSERT(rule) ((void)0)
 #endif

@@ -221,7 +221,7 @@ def test_one_thread_cannot_starve_another(start_server: Callable[..., RunningSer
 def test_five_thousand_connections_chat(start_server: Callable[..., RunningServer]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 20_000)), hard))
-    running = start_server(limits={"max_connections": 6000}, threads=2)
+    running = start_server(limits={"max_connections": 6000, "handshake_ms": 60_000}, threads=2)
     peers = [running.peer() for _ in range(5000)]
     for i in range(0, 5000, 250):
         for peer in peers[i : i + 250]:

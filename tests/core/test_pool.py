@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from door import MACHINE, NONE, Pool, address, content, ffi, lib
+from door import MACHINE, NONE, Pool, address, content, ffi, lib, new_aligned
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -238,7 +238,7 @@ def test_a_message_larger_than_a_page_is_refused(pool) -> None:
 
 def test_the_longest_message_sets_the_size_of_pages() -> None:
     for len_max in (1, 256 << 10, (1 << 24) + (64 << 10)):
-        pool = ffi.new("struct im_pool *")
+        pool = new_aligned("struct im_pool")
         assert lib.im_pool_init(pool, 0, 1 << 20, len_max) == lib.IM_OK
         msg = lib.im_pool_take(pool, len_max, lib.IM_FOR_MESSAGE)
         assert msg != ffi.NULL
