@@ -15,6 +15,7 @@
 
 /* Bytes in use from which an empty queue starts over. */
 #define START_OVER (32u << 10)
+#define LOOK_EVERY 512u
 
 enum im_status im_queue_init(struct im_queue *queue, uint64_t size)
 {
@@ -52,8 +53,9 @@ static bool has_room(struct im_queue *queue, uint64_t tail, uint64_t size)
 static bool starts_over(struct im_queue *queue, uint64_t tail, uint64_t at,
                         uint64_t size)
 {
-    /* Looked at once a page: the consumer's cursor is on its own line. */
-    if (at < START_OVER || size > at || (at & 4095) >= size)
+    /* Not looked at for each of many short records: the consumer's cursor is
+     * on a line that it writes. */
+    if (at < START_OVER || size > at || (at & (LOOK_EVERY - 1)) >= size)
         return false;
     queue->head_seen = atomic_load_explicit(&queue->head, memory_order_acquire);
     return queue->head_seen == tail;

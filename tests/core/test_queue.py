@@ -31,7 +31,7 @@ class QueueModel:
             return lib.IM_BAD
         at = self.tail % self.queue_size
         to_end = self.queue_size - at
-        looks = at >= max(START_OVER, size) and at % 4096 < size  # once a page
+        looks = at >= max(START_OVER, size) and at % 512 < size
         starts_over = looks and self.head == self.tail
         filler = to_end if size > to_end or starts_over else 0
         if self.tail + filler + size - self.head > self.queue_size:
@@ -158,7 +158,7 @@ def test_a_queue_that_is_emptied_again_and_again_stays_in_its_first_pages() -> N
         machine.push((1, 0, 0, 0, b"x" * 1000), [b"x" * 1000])
         places.add(address(lib.im_queue_peek(machine.queue)))
         machine.take(1)
-    assert max(places) - min(places) < START_OVER + 4096 + 1024
+    assert max(places) - min(places) < START_OVER + 512 + 1024
     machine.teardown()
 
 
