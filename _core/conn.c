@@ -320,8 +320,13 @@ void im_conn_close(struct im_loop *loop, uint32_t slot, uint16_t code,
     struct im_conn *conn = &loop->conns[slot];
     struct im_core *core = loop->core;
 
-    if (conn->state == IM_STATE_CLOSING || conn->state == IM_STATE_CLOSED)
+    if (conn->state == IM_STATE_CLOSED)
         return;
+    if (conn->state == IM_STATE_CLOSING) {
+        if (code == IM_CLOSE_PEER && conn->fd >= 0)
+            im_conn_end(loop, slot); /* it will not hear our goodbye */
+        return;
+    }
     let_go(loop, slot);
     conn->close_code = code;
     im_conn_enter(loop, conn, IM_STATE_CLOSING);
@@ -381,8 +386,6 @@ void im_conn_flush(struct im_loop *loop, uint32_t slot)
     switch (push_bytes(loop, conn, slot)) {
     case IM_BAD:
         im_conn_close(loop, slot, IM_CLOSE_PEER, (struct im_span){0});
-        if (conn->fd >= 0) /* it was closing already */
-            im_conn_end(loop, slot);
         return;
     case IM_MORE:
         after_progress(loop, slot);

@@ -50,7 +50,8 @@ bool im_conn_put(struct im_loop *loop, uint32_t slot, struct im_msg *msg,
 void im_conn_flush(struct im_loop *loop, uint32_t slot);
 
 /* Says goodbye: `code` by `frame`, or by the one kept for that code. Nothing
- * is taken from the connection any more. With IM_CLOSE_PEER it just ends. */
+ * is taken from the connection any more. With IM_CLOSE_PEER it just ends, also
+ * in the middle of a goodbye. */
 void im_conn_close(struct im_loop *loop, uint32_t slot, uint16_t code,
                    struct im_span frame);
 

@@ -285,8 +285,7 @@ void im_intake_read(struct im_loop *loop, uint32_t slot)
     im_stat_add(&loop->stats.bytes_in, got);
 
     uint32_t into_tail = got < direct ? (uint32_t)got : direct;
-    if (into_tail)
-        conn->tail_len += into_tail;
+    conn->tail_len += into_tail;
     im_ring_commit(&loop->ring, (uint32_t)got - into_tail);
     take_bytes(loop, slot, im_ring_peek(&loop->ring));
     im_ring_consume(&loop->ring, (uint32_t)got - into_tail);

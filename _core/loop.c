@@ -181,12 +181,8 @@ static void close_queued(struct im_queue *queue, uint16_t kind)
 
 void im_loop_end(struct im_loop *loop)
 {
-    for (uint32_t slot = 0; slot < loop->conn_used; slot++) {
-        struct im_conn *conn = &loop->conns[slot];
+    for (uint32_t slot = 0; slot < loop->conn_used; slot++)
         im_conn_close(loop, slot, IM_CLOSE_PEER, (struct im_span){0});
-        if (conn->state == IM_STATE_CLOSING && conn->fd >= 0)
-            im_conn_end(loop, slot);
-    }
     im_loop_unlisten(loop);
     read_gauges(loop);
     close_fd(&loop->spare_fd);
@@ -340,8 +336,6 @@ static void on_ready(struct im_loop *loop, uint64_t source, uint32_t events)
         im_intake_read(loop, slot);
     } else if (events & (EPOLLHUP | EPOLLERR)) {
         im_conn_close(loop, slot, IM_CLOSE_PEER, (struct im_span){0});
-        if (conn->state == IM_STATE_CLOSING && conn->fd >= 0)
-            im_conn_end(loop, slot);
     }
 }
 

@@ -105,7 +105,6 @@ class Gateway:
         self._calls = Calls(sessions, routing, self.orders.refresh)
         self._hook_timeout_s = config.limits.hook_timeout_ms / 1000
         self._subscriptions_max = config.limits.subscriptions
-        self._is_inline = config.threads == 0
         self._is_running = False
 
     # Life
@@ -163,17 +162,12 @@ class Gateway:
         """Take what the core tells, in order."""
         if not self._is_running:
             return
-        events = self.core.poll()
-        for kind, conn, a, b, data in events:
+        for kind, conn, a, b, data in self.core.poll():
             try:
                 _HANDLERS[kind](self, conn, a, b, data)
             except Exception:
                 _log.exception("event %d of connection %x failed; it is closed", kind, conn)
                 self.core.close(conn, CloseCode.INTERNAL)
-        if events and self._is_inline:
-            # Without threads the descriptor speaks for the sockets, not for events that did not
-            # fit into this poll.
-            self._loop.call_soon(self.on_events)
 
     def on_hello(self, conn: int, flags: int, request: int, data: bytes) -> None:
         self.logins.on_hello(conn, codec_of(flags), request, data)
