@@ -1,4 +1,5 @@
-"""Builds the core once, as a static library, and the two doors to it.
+"""Builds the core once, as a static library, and the two doors to it; and the load generator of
+`imserver bench`.
 
 Everything else about the package is in pyproject.toml. Debug and sanitizer
 builds come from CFLAGS and LDFLAGS, which the Makefile sets.
@@ -10,6 +11,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CORE = Path("_core")
+LOAD = Path("bench")  # the load generator, for `imserver bench`; floor.c is a program of its own
 # The binding is relinked whenever any of these changes.
 EVERYTHING = sorted(str(path) for path in CORE.iterdir() if path.suffix in {".c", ".h", ".pxd"})
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
@@ -23,6 +25,14 @@ imcore = (
         "cflags": STRICT + HIDDEN,
     },
 )
+imload = (
+    "imload",
+    {
+        "sources": sorted(str(path) for path in LOAD.glob("*.c") if path.name != "floor.c"),
+        "obj_deps": {"": sorted(str(path) for path in LOAD.glob("*.h"))},
+        "cflags": [*STRICT, *HIDDEN, "-D_GNU_SOURCE"],
+    },
+)
 binding = Extension(
     "imserver._core",
     ["_core/core.pyx"],
@@ -32,12 +42,12 @@ binding = Extension(
     extra_compile_args=[*HIDDEN, "-Wno-unused-function"],  # the C is Cython's
 )
 setup(
-    libraries=[imcore],
+    libraries=[imcore, imload],
     ext_modules=cythonize(
         [binding],
         include_path=["_core"],
         build_dir="build/cython",
         compiler_directives={"language_level": 3, "auto_pickle": False},
     ),
-    cffi_modules=["_core/build_ffi.py:ffi"],
+    cffi_modules=["_core/build_ffi.py:ffi", "bench/build_ffi.py:ffi"],
 )

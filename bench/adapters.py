@@ -11,16 +11,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from struct import pack
-from typing import Final
 
-from bench.generator import FAILURE, MESSAGE, PING, Step, Wire
+from imserver.load import FAILURE, MESSAGE, PING, Step, Wire
 
 HELLO, WELCOME, SUBSCRIBE, SUBSCRIBED = 1, 2, 3, 4
 _MESSAGE, _PING, _PONG, _ERROR, _GOAWAY = 7, 11, 12, 15, 16
 _JSON = 1 << 6
-
-#: The body of every message: 64 bytes, the last 8 of which become the stamp.
-BODY: Final = bytes(range(64))
 
 IMSERVER_WIRE = Wire(
     type_at=4,
@@ -36,7 +32,7 @@ class Adapter:
     wire: Wire
     login: Callable[[int], tuple[Step, ...]]  # number of the connection
     subscribe: Callable[[str], tuple[Step, ...]]  # topic
-    publish: Callable[[int, str], bytes]  # number and topic: the frame, with BODY in it
+    publish: Callable[[int, str, bytes], bytes]  # number, topic and body: the frame
 
 
 def user(number: int) -> str:
@@ -44,12 +40,12 @@ def user(number: int) -> str:
     return f"bench-{number}"
 
 
-def message(number: int, topic: str) -> bytes:
+def message(number: int, topic: str, body: bytes) -> bytes:
     """A MESSAGE frame from the user of that connection."""
     names = topic.encode(), user(number).encode()
-    length = 32 + len(names[0]) + len(names[1]) + len(BODY)
+    length = 32 + len(names[0]) + len(names[1]) + len(body)
     head = pack(">IBBHQQQBBBB", length, _MESSAGE, 0, 0, 0, 0, 0, len(names[0]), 0, len(names[1]), 0)
-    return b"".join((head, *names, BODY))
+    return b"".join((head, *names, body))
 
 
 def _control(type: int, request: int, body: Mapping[str, object]) -> bytes:

@@ -12,6 +12,7 @@
 #define LOAD_NONE UINT32_MAX
 #define LOAD_EVENTS 1024
 #define LOAD_INBOX_BYTES (256u * 1024u)
+#define LOAD_MUTE_RCVBUF 4096
 
 enum conn_state {
     CONN_NEW = 0,
@@ -33,10 +34,13 @@ struct conn {
     uint32_t group;
     uint32_t next_sender; /* of the same group, in a circle */
 
-    /* What it publishes: `copies` equal frames in a row, each with its own
-     * stamp, so that a burst is one send without copying. */
+    /* What it publishes: `kinds` different frames of one length, in turn,
+     * repeated to `copies` in a row, each with its own stamp, so that a burst
+     * that begins with any of them is one send without copying. */
     uint8_t *frames;
     uint32_t frame_len;
+    uint32_t kinds;
+    uint32_t next_kind;
     uint32_t copies;
 
     /* What the kernel has not taken yet; EPOLLOUT is on while there is any. */
@@ -50,9 +54,12 @@ struct conn {
 
     uint8_t *script;
     uint32_t script_len;
+    uint32_t script_room;
     struct step *steps;
     uint32_t step_count;
+    uint32_t step_room;
     uint32_t step_now;
+    bool is_mute; /* never reads once its script is through */
 };
 
 struct group {

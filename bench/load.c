@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,24 +85,41 @@ static void join_senders(struct load *load, struct group *group,
     conn->next_sender = group->sender;
 }
 
-int64_t load_add(struct load *load, uint32_t group, const uint8_t *frame,
-                 uint32_t frame_len)
+int64_t load_add(struct load *load, uint32_t group, const uint8_t *frames,
+                 uint32_t frame_len, uint32_t kinds)
 {
     struct conn *conn = &load->conns[load->count];
+    size_t len = (size_t)frame_len * kinds;
 
     if (load->count == load->max || group >= load->group_count ||
-        (frame_len && frame_len < load->wire.stamp_from_end))
+        (frame_len && (frame_len < load->wire.stamp_from_end || !kinds)))
         return -1;
     *conn = (struct conn){.fd = -1, .group = group, .frame_len = frame_len};
     if (frame_len) {
-        conn->frames = malloc(frame_len);
+        conn->frames = malloc(len);
         if (!conn->frames)
             return -1;
-        memcpy(conn->frames, frame, frame_len);
-        conn->copies = 1;
+        memcpy(conn->frames, frames, len);
+        conn->kinds = conn->copies = kinds;
         join_senders(load, &load->groups[group], load->count);
     }
     return load->count++;
+}
+
+/* Room for `wanted` items; twice as much as there was, since scripts of ten
+ * thousand steps are written one by one. */
+static void *grown(void *items, uint32_t *room, uint32_t wanted, size_t size)
+{
+    uint32_t more = *room ? *room : 16;
+    void *larger = items;
+
+    while (more < wanted)
+        more *= 2;
+    if (more > *room)
+        larger = realloc(items, more * size);
+    if (larger && more > *room)
+        *room = more;
+    return larger;
 }
 
 int load_step(struct load *load, uint32_t number, const uint8_t *bytes,
@@ -113,8 +131,9 @@ int load_step(struct load *load, uint32_t number, const uint8_t *bytes,
 
     if (number >= load->count)
         return -1;
-    script = realloc(conn->script, conn->script_len + len + 1u);
-    steps = realloc(conn->steps, (conn->step_count + 1u) * sizeof *steps);
+    script = grown(conn->script, &conn->script_room, conn->script_len + len, 1);
+    steps = grown(conn->steps, &conn->step_room, conn->step_count + 1u,
+                  sizeof *steps);
     if (script)
         conn->script = script;
     if (steps)
@@ -125,7 +144,32 @@ int load_step(struct load *load, uint32_t number, const uint8_t *bytes,
         memcpy(script + conn->script_len, bytes, len);
     steps[conn->step_count++] = (struct step){conn->script_len, len, awaits};
     conn->script_len += len;
+    if (conn->state == CONN_ACTIVE) {
+        conn->state = CONN_SCRIPT;
+        load->active--;
+    }
     return 0;
+}
+
+int load_mute(struct load *load, uint32_t number)
+{
+    if (number >= load->count || load->conns[number].state != CONN_NEW)
+        return -1;
+    load->conns[number].is_mute = true;
+    return 0;
+}
+
+uint32_t load_muted_gone(const struct load *load)
+{
+    uint32_t gone = 0;
+
+    for (uint32_t i = 0; i < load->count; i++) {
+        struct pollfd seen = {.fd = load->conns[i].fd, .events = POLLRDHUP};
+
+        if (load->conns[i].is_mute && poll(&seen, 1, 0) == 1)
+            gone++;
+    }
+    return gone;
 }
 
 static bool dial(struct load *load, struct conn *conn,
@@ -133,6 +177,7 @@ static bool dial(struct load *load, struct conn *conn,
 {
     struct epoll_event event = {.events = EPOLLOUT, .data.ptr = conn};
     int on = 1;
+    int small = LOAD_MUTE_RCVBUF;
 
     conn->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (conn->fd < 0) {
@@ -140,6 +185,8 @@ static bool dial(struct load *load, struct conn *conn,
         return false;
     }
     setsockopt(conn->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (conn->is_mute)
+        setsockopt(conn->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
     conn->state = CONN_CONNECTING;
     if ((connect(conn->fd, (const struct sockaddr *)address, sizeof *address) !=
              0 &&
@@ -163,6 +210,9 @@ int load_open(struct load *load, const char *ip, uint16_t port,
         return -1;
     while (next < load->count && load->conns[next].state != CONN_NEW)
         next++;
+    for (uint32_t i = 0; i < next; i++)
+        if (load->conns[i].state == CONN_SCRIPT)
+            conn_script(load, &load->conns[i]);
     while (load->active < load->count) {
         while (next < load->count && next - load->active < at_once)
             if (!dial(load, &load->conns[next++], &address))

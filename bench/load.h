@@ -79,20 +79,31 @@ void load_free(struct load *load);
  * -1 when there are already as many groups as connections. */
 int64_t load_group(struct load *load, uint32_t members);
 
-/* A connection of the group, to be opened; with frame_len 0 one that only
+/* A connection of the group, to be opened. It publishes `kinds` frames of one
+ * length in turn, which stand in a row in `frames`; with frame_len 0 it only
  * listens. The bytes are copied. Its number, or -1: too many connections, no
  * such group, a frame without room for the stamp, no memory. */
-int64_t load_add(struct load *load, uint32_t group, const uint8_t *frame,
-                 uint32_t frame_len);
+int64_t load_add(struct load *load, uint32_t group, const uint8_t *frames,
+                 uint32_t frame_len, uint32_t kinds);
 
 /* One more step of its script: send the bytes, then wait for a reply of type
- * `awaits` (-1: for none). 0, or -1 without memory. */
+ * `awaits` (-1: for none). Steps of an open connection are for the next
+ * load_open(). 0, or -1 without memory. */
 int load_step(struct load *load, uint32_t number, const uint8_t *bytes,
               uint32_t len, int32_t awaits);
 
-/* Connects and runs the scripts, `at_once` at a time. 0 when all are through,
- * -1 when one failed or the time is over. Then, or after a run with lost
- * connections, load_failure() tells the first reason. */
+/* Makes a connection that is not yet open a stalled one: with a small receive
+ * buffer, and never read from after its script. Nothing is owed to it, and
+ * when the server closes it that is no loss. 0, or -1 when it is open. */
+int load_mute(struct load *load, uint32_t number);
+
+/* How many of those the server is seen to have closed. */
+uint32_t load_muted_gone(const struct load *load);
+
+/* Connects and runs the scripts, `at_once` at a time; what has been added to
+ * the scripts of open connections runs in all of them at once. 0 when all are
+ * through, -1 when one failed or the time is over. Then, or after a run with
+ * lost connections, load_failure() tells the first reason. */
 int load_open(struct load *load, const char *ip, uint16_t port,
               uint32_t at_once, uint64_t timeout_ns);
 

@@ -6,9 +6,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-from bench.build_load import compiler
-from bench.process import Placement
+from bench.build import compiler
 from bench.servers import ROOT
+from imserver.load_process import Placement
 
 
 def card(where: Placement) -> dict[str, str | int | bool | float]:

@@ -1,8 +1,6 @@
-"""What a process costs, as the kernel counts it: CPU time in nanoseconds, memory in bytes.
+"""What else the kernel tells of a process and of the machine: memory, and time taken by others.
 
-CPU time is summed over the threads of a process from /proc/PID/task/*/schedstat, which is exact
-where utime and stime are guessed from ticks. A thread that ended between two readings is lost;
-servers under measurement do not end threads.
+CPU time and placement are in imserver.load_process, since `imserver bench` needs them too.
 """
 
 import os
@@ -10,12 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-
-class Usage(NamedTuple):
-    """Since its start: time on a CPU, and time ready to run while another had the CPU."""
-
-    cpu_ns: int
-    wait_ns: int
+from imserver.load_process import Placement
 
 
 class Memory(NamedTuple):
@@ -29,16 +22,6 @@ class Memory(NamedTuple):
     anonymous: int
 
 
-def usage(pid: int) -> Usage:
-    """Of all threads of the process."""
-    cpu_ns = wait_ns = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        on_cpu, waiting, _ = (task / "schedstat").read_text().split()
-        cpu_ns += int(on_cpu)
-        wait_ns += int(waiting)
-    return Usage(cpu_ns, wait_ns)
-
-
 def memory(pid: int) -> Memory:
     """Of the process, without what the kernel keeps for its sockets."""
     sizes = _fields(Path(f"/proc/{pid}/smaps_rollup").read_text())
@@ -50,21 +33,12 @@ def _fields(text: str) -> Mapping[str, int]:
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 
 
-class Placement(NamedTuple):
-    """Which CPU is whose. The same for both where there is only one: then nothing is exact."""
-
-    server: int
-    generator: int
-
-    @property
-    def is_shared(self) -> bool:
-        return self.server == self.generator
-
-
-def placement() -> Placement:
-    """The first two CPUs that this process may use."""
-    cpus = sorted(os.sched_getaffinity(0))
-    return Placement(cpus[0], cpus[min(1, len(cpus) - 1)])
+def busy_s(cpu: int) -> float:
+    """Seconds since boot that a CPU worked for anybody, in steps of 10 ms or so."""
+    rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    ticks = next(row for row in rows if row[0] == f"cpu{cpu}")
+    user, nice, system, _, _, irq, softirq = (int(number) for number in ticks[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def stolen_s(where: Placement) -> float:
@@ -73,8 +47,3 @@ def stolen_s(where: Placement) -> float:
     rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
     ticks = sum(int(row[8]) for row in rows if row[0] in ours)
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def pin(cpu: int) -> None:
-    """Keep the calling thread on one CPU. What it starts from now on begins there, too."""
-    os.sched_setaffinity(0, {cpu})

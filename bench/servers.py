@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Literal, NamedTuple
 
-from bench import build_load
+from bench import build
 from bench.adapters import FLOOR, Adapter, imserver, user
-from bench.process import Placement
+from imserver.load_process import Placement
 
 ROOT: Final = Path(__file__).parent.parent
 START_S: Final = 20.0
@@ -120,7 +120,7 @@ def _free_address() -> tuple[str, int]:
 @contextmanager
 def floor(task: Task, auth: Auth, where: Placement) -> Iterator[Server]:
     """The C floor. It knows no login, whatever `auth` says."""
-    command = [str(build_load.floor()), task]
+    command = [str(build.floor()), task]
     with _running(command, where.server, stdout=subprocess.PIPE) as child:
         port = int(_first_line(child))
         yield Server("floor", child.pid, ("127.0.0.1", port), FLOOR)
@@ -184,7 +184,7 @@ def _tokens(secret: str) -> Callable[[int], Mapping[str, str]]:
 
 def _floor_obstacle() -> str:
     try:
-        build_load.floor()
+        build.floor()
     except RuntimeError as error:
         return str(error)
     return ""

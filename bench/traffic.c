@@ -7,17 +7,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Makes room for `count` frames in a row. */
+/* Makes room for `count` frames in a row, the kinds in turn. */
 static bool grow_copies(struct conn *conn, uint32_t count)
 {
-    uint8_t *frames = realloc(conn->frames, (size_t)count * conn->frame_len);
+    size_t len = conn->frame_len;
+    uint8_t *frames = realloc(conn->frames, count * len);
 
     if (!frames)
         return false;
     conn->frames = frames;
     for (; conn->copies < count; conn->copies++)
-        memcpy(frames + (size_t)conn->copies * conn->frame_len, frames,
-               conn->frame_len);
+        memcpy(frames + conn->copies * len,
+               frames + (conn->copies - conn->kinds) * len, len);
     return true;
 }
 
@@ -26,13 +27,17 @@ static void publish(struct load *load, struct conn *conn, uint32_t count,
 {
     struct group *group = group_of(load, conn);
     uint64_t deliveries = (uint64_t)count * group->members;
+    uint32_t room = conn->kinds - 1u + count; /* whichever comes first */
+    uint8_t *first;
     uint8_t *at;
 
-    if (count > conn->copies && !grow_copies(conn, count)) {
+    if (room > conn->copies && !grow_copies(conn, room)) {
         conn_lose(load, conn, "no memory", NULL, 0);
         return;
     }
-    at = conn->frames + conn->frame_len - load->wire.stamp_from_end;
+    first = conn->frames + (size_t)conn->next_kind * conn->frame_len;
+    conn->next_kind = (conn->next_kind + count) % conn->kinds;
+    at = first + conn->frame_len - load->wire.stamp_from_end;
     for (uint32_t i = 0; i < count; i++, at += conn->frame_len)
         memcpy(at, &stamp, sizeof stamp);
     group->sender = conn->next_sender;
@@ -40,7 +45,7 @@ static void publish(struct load *load, struct conn *conn, uint32_t count,
     load->owed += deliveries;
     load->result->sent += count;
     load->result->expected += deliveries;
-    conn_send(load, conn, conn->frames, (size_t)count * conn->frame_len);
+    conn_send(load, conn, first, (size_t)count * conn->frame_len);
 }
 
 static bool can_publish(const struct conn *conn)

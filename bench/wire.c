@@ -81,6 +81,8 @@ void conn_script(struct load *load, struct conn *conn)
     }
     conn->state = CONN_ACTIVE;
     load->active++;
+    if (conn->is_mute)
+        epoll_ctl(load->epoll, EPOLL_CTL_DEL, conn->fd, NULL);
 }
 
 static void take_connected(struct load *load, struct conn *conn)

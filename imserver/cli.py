@@ -4,7 +4,8 @@ What a command does stands in `cli_serve`, `cli_chat` and `cli_doctor`; they are
 command that needs them, so that `imserver token` in a shell loop does not load an event loop.
 Exit codes: 0 done, 1 failed, 2 wrong use, 78 bad configuration (EX_CONFIG of sysexits).
 
-Not here: what settings mean (config), and the benchmark (bench, run from the repository).
+Not here: what settings mean (config), and the comparison with other servers (bench, run from the
+repository).
 """
 
 import asyncio
@@ -208,6 +209,35 @@ def tail(
     from imserver import cli_chat
 
     run(cli_chat.tail(server, _login(user, token), topic, tags, count, as_json))
+
+
+@main.command()
+@click.option("--seconds", type=click.FloatRange(0.1, 60), default=3.0, show_default=True)
+@click.option("--threads", metavar="N", default="1", show_default=True, help="Of our own server.")
+@click.option("--server", metavar="HOST:PORT", help="Measure this one instead of one of our own.")
+@click.option("--user", metavar="NAME", help="Login without a token, to a --dev server.")
+@click.option("--token", metavar="TOKEN", help="Login; better IMSERVER_TOKEN.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def bench(
+    seconds: float,
+    threads: str,
+    server: str | None,
+    user: str | None,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Measure throughput and latency on this machine, in about 15 seconds."""
+    if server is None and (user or token):
+        raise click.UsageError("--user and --token are for --server; our own takes anybody")
+    try:
+        from imserver import cli_bench
+
+        login = _login(user, token) if server else {}
+        cli_bench.bench(server, login, seconds, threads, as_json)
+    except ImportError as error:
+        raise click.ClickException(f"{error}: the load generator was not built") from None
+    except cli_bench.CannotBench as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.group("config")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import click
 
@@ -75,13 +76,21 @@ async def connected(
 def device_of(token: str) -> str:
     """The device that the token is bound to. Else one of our own: under a shared name, each
     command would end the one in the next window."""
-    with suppress(ValueError, AttributeError):
-        payload = token.split(".")[1] if token.count(".") == 2 else "e30"
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        device = claims.get("im", {}).get("device")
+    with suppress(AttributeError):
+        device = claims_of(token).get("im", {}).get("device")
         if isinstance(device, str):
             return device
     return f"terminal-{os.getpid()}"
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    """What a token says, unverified, which is good enough to fit in with it; {} for no token."""
+    with suppress(ValueError):
+        payload = token.split(".")[1] if token.count(".") == 2 else "e30"
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        if isinstance(claims, dict):
+            return claims
+    return {}
 
 
 async def chat(server: str, login: Mapping[str, str], room: str) -> None:

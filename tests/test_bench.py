@@ -1,14 +1,13 @@
-"""The benchmark harness itself: what it counts is what happened. No test looks at a speed."""
+"""The load generator and the servers it is pointed at: what it counts is what happened. No test
+looks at a speed. The scenarios are in test_bench_scenarios, the report in test_bench_report."""
 
-import json
 import os
 import random
-import re
+import select
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from struct import pack
 
@@ -16,25 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import adapters, process, report, servers
-from bench.__main__ import main, parse
-from bench.generator import FAILURE, Generator, Histogram, LoadError, Step, Wire
-from bench.scenarios import QUICK, SCENARIOS, Closed, closed_loop, one_to_all, to_oneself
+from bench import adapters, servers
+from bench.layouts import one_to_all, rooms, to_oneself
+from imserver import load_process
+from imserver.load import FAILURE, Generator, Histogram, LoadError, Step, Wire
 
 LOOPBACK = "127.0.0.1"
 
 
 @pytest.fixture
-def own_cpus() -> Iterator[None]:
-    """Whatever a test pins itself to ends with it."""
-    before = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, before)
-
-
-@pytest.fixture
-def where() -> process.Placement:
-    return process.placement()
+def where() -> load_process.Placement:
+    return load_process.placement()
 
 
 # --- the generator against the floor -------------------------------------------------------------
@@ -44,7 +35,7 @@ def where() -> process.Placement:
     ("connections", "depth", "burst"), [(1, 1, 1), (20, 1, 1), (5, 64, 1), (3, 32, 32)]
 )
 def test_everything_sent_to_the_floor_comes_back(
-    where: process.Placement, connections: int, depth: int, burst: int
+    where: load_process.Placement, connections: int, depth: int, burst: int
 ) -> None:
     with (
         servers.floor("echo", "jwt", where) as server,
@@ -58,7 +49,7 @@ def test_everything_sent_to_the_floor_comes_back(
             assert traffic.sent == traffic.received == traffic.latency.count == 4_000
 
 
-def test_a_burst_reaches_every_other_connection_of_the_floor(where: process.Placement) -> None:
+def test_a_burst_reaches_every_other_connection_of_the_floor(where: load_process.Placement) -> None:
     with (
         servers.floor("fanout", "jwt", where) as server,
         Generator(server.adapter.wire, 51) as load,
@@ -69,7 +60,9 @@ def test_a_burst_reaches_every_other_connection_of_the_floor(where: process.Plac
     assert (traffic.sent, traffic.received, traffic.sends) == (80, 4_000, 10)
 
 
-def test_an_open_loop_sends_what_was_asked_for_and_keeps_the_time(where: process.Placement) -> None:
+def test_an_open_loop_sends_what_was_asked_for_and_keeps_the_time(
+    where: load_process.Placement,
+) -> None:
     with servers.floor("echo", "jwt", where) as server, Generator(server.adapter.wire, 7) as load:
         to_oneself(load, server.adapter, 7)
         load.open(server.address)
@@ -78,24 +71,88 @@ def test_an_open_loop_sends_what_was_asked_for_and_keeps_the_time(where: process
     assert traffic.wall_s >= 0.249
 
 
-def test_large_bursts_wait_for_the_kernel_and_lose_nothing(where: process.Placement) -> None:
+def test_large_bursts_wait_for_the_kernel_and_lose_nothing(where: load_process.Placement) -> None:
     """Far more under way than socket buffers hold: short sends and cut frames on both sides."""
     frame = pack(">I", 30_000) + bytes(30_000)
     with servers.floor("echo", "jwt", where) as server, Generator(Wire(), 2) as load:
         for _ in range(2):
-            load.add(load.group(1), frame=frame)
+            load.add(load.group(1), frames=[frame])
         load.open(server.address)
         traffic = load.check(load.run(20, depth=400, messages=2_000))
     assert traffic.received == 2_000
 
 
-def test_a_scenario_makes_a_sample(where: process.Placement, own_cpus: None) -> None:
-    sample = closed_loop(Closed("echo", to_oneself, 4, 2), "floor", QUICK, where)
-    assert sample.value > 0
-    assert set(sample.details) >= {"server_busy", "generator_busy", "p50", "p99.9"}
+def test_frames_of_a_connection_take_turns() -> None:
+    """Three of them in bursts of two, to a fake server that remembers them."""
+    frames = [pack(">I", 20) + bytes([65 + kind]) * 12 + bytes(8) for kind in range(3)]
+    heard: list[int] = []
+    listener = socket.create_server((LOOPBACK, 0))
+
+    def echo() -> None:
+        link, _ = listener.accept()
+        with link, link.makefile("rb") as stream:
+            while frame := stream.read(24):
+                heard.append(frame[4] - 65)
+                link.sendall(frame)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    with Generator(Wire(), 1) as load:
+        load.add(load.group(1), frames=frames)
+        load.open(listener.getsockname())
+        load.check(load.run(10, depth=2, burst=2, messages=10))
+    thread.join(10)
+    listener.close()
+    assert heard == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
 
 
-def test_a_server_that_dies_is_an_error_and_no_number(where: process.Placement) -> None:
+def test_a_group_in_which_everybody_publishes_takes_turns(where: load_process.Placement) -> None:
+    with (
+        servers.imserver_process("fanout", "jwt", where) as server,
+        Generator(server.adapter.wire, 20) as load,
+    ):
+        rooms(load, server.adapter, 20)
+        load.open(server.address)
+        traffic = load.check(load.run(10, depth=1, messages=40))
+    assert (traffic.sent, traffic.received) == (40, 400)
+
+
+def test_a_mute_connection_is_owed_nothing_and_lost_without_loss() -> None:
+    """A fake server that sends to it until its socket is full, and then closes it."""
+    listener = socket.create_server((LOOPBACK, 0))
+    with Generator(Wire(), 1) as load:
+        load.add(load.group(1), is_mute=True)
+        load.open(listener.getsockname())
+        link, _ = listener.accept()
+        link.setblocking(False)
+        while select.select([], [link], [], 0.1)[1]:
+            link.send(bytes(65_536))
+        traffic = load.check(load.run(0.05))
+        assert (traffic.receives, load.muted_gone) == (0, 0)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
+        link.close()
+        load.check(load.run(0.05))
+        assert load.muted_gone == 1
+    listener.close()
+
+
+def test_steps_for_an_open_connection_run_at_the_next_opening() -> None:
+    fake = FakeServer({1: control(2), 3: control(4)})
+    try:
+        with Generator(adapters.IMSERVER_WIRE, 1) as load:
+            number = load.add(load.group(1), script=[Step(control(1), 2)])
+            load.open(fake.address, timeout_s=10)
+            assert fake.heard == [1]
+            load.extend(number, [Step(control(3), 4), Step(control(3), 4)])
+            opening = load.open(fake.address, timeout_s=10)
+            assert opening.wall_s > 0
+            load.check(load.run(0))
+    finally:
+        fake.close()
+    assert fake.heard == [1, 3, 3]
+
+
+def test_a_server_that_dies_is_an_error_and_no_number(where: load_process.Placement) -> None:
     with servers.floor("echo", "jwt", where) as server, Generator(server.adapter.wire, 3) as load:
         to_oneself(load, server.adapter, 3)
         load.open(server.address)
@@ -108,8 +165,8 @@ def test_a_server_that_dies_is_an_error_and_no_number(where: process.Placement) 
 
 def test_no_server_is_left_behind_when_the_harness_is_killed() -> None:
     script = (
-        "import time\nfrom bench import process, servers\n"
-        "with servers.floor('echo', 'jwt', process.placement()) as server:\n"
+        "import time\nfrom bench import servers\nfrom imserver import load_process\n"
+        "with servers.floor('echo', 'jwt', load_process.placement()) as server:\n"
         "    print(server.pid, flush=True)\n    time.sleep(60)\n"
     )
     harness = subprocess.Popen(
@@ -122,14 +179,12 @@ def test_no_server_is_left_behind_when_the_harness_is_killed() -> None:
         harness.kill()
         harness.communicate()
     try:
-        import select
-
         assert select.select([floor], [], [], 10)[0], "the floor outlived its harness"
     finally:
         os.close(floor)
 
 
-def test_a_server_is_ended_when_a_scenario_fails(where: process.Placement) -> None:
+def test_a_server_is_ended_when_a_scenario_fails(where: load_process.Placement) -> None:
     with pytest.raises(ZeroDivisionError), servers.floor("echo", "jwt", where) as server:
         raise ZeroDivisionError
     assert not Path(f"/proc/{server.pid}").exists()
@@ -230,7 +285,9 @@ def test_what_the_generator_cannot_hold_is_refused() -> None:
             load.add(0)  # no such group
         group = load.group(1)
         with pytest.raises(LoadError):
-            load.add(group, frame=b"1234567")  # no room for the stamp
+            load.add(group, frames=[b"1234567"])  # no room for the stamp
+        with pytest.raises(LoadError, match="one length"):
+            load.add(group, frames=[bytes(8), bytes(9)])
         load.add(group)
         with pytest.raises(LoadError):
             load.add(group)
@@ -272,119 +329,3 @@ def test_histograms_add_up() -> None:
     assert [one.at(share) for share in shares] == [both.at(share) for share in shares]
     assert one.count == both.count
     assert Histogram().at(0.5) == 0
-
-
-# --- the report ----------------------------------------------------------------------------------
-
-
-def sample(value: float, *remarks: str) -> dict[str, object]:
-    return {"value": value, "details": {}, "remarks": list(remarks)}
-
-
-@pytest.fixture
-def saved() -> report.Report:
-    def result(title: str, unit: str, of: str, limit: float, **values: list[object]) -> object:
-        target = {"limit": limit, "of": of}
-        return {"title": title, "unit": unit, "target": target, "samples": values}
-
-    return {
-        "format": 1,
-        "taken": "2030-01-02T03:04:05Z",
-        "commit": "0123456789ab",
-        "machine": {
-            "cpu": "A CPU",
-            "cpus": 2,
-            "virtual": True,
-            "kernel": "6.1",
-            "compiler": "gcc 12",
-            "python": "3.11",
-            "server_cpu": 0,
-            "generator_cpu": 1,
-        },
-        "settings": {"repeats": 3, "seconds": 2.0},
-        "skipped": {"redis": "not installed"},
-        "failed": [],
-        "results": {
-            "ping-pong": result(
-                "ping-pong",
-                "µs",
-                "floor",
-                1.3,
-                floor=[sample(5), sample(10), sample(6)],
-                imserver=[sample(6), sample(11), sample(9, "disturbed")],
-            ),
-            "idle": result("idle", "bytes", "value", 400, imserver=[sample(1234.5, "disturbed")]),
-            "held-gil": result("held", "times", "value", 2, floor=[]),
-        },
-    }
-
-
-def test_a_ratio_is_that_of_neighbours(saved: report.Report) -> None:
-    verdicts = {one.scenario: one for one in report.verdicts(saved)}
-    assert verdicts["ping-pong"].found == pytest.approx(1.2)  # the median of 1.2, 1.1 and 1.5
-    assert [str(one) for one in verdicts.values()] == ["met", "MISSED, disturbed", "not measured"]
-
-
-def test_the_table_is_made_from_the_saved_samples(saved: report.Report) -> None:
-    rows = report.table(saved)
-    assert rows[0] == ["case", "unit", "floor", "imserver", "of floor", "target", "verdict"]
-    assert rows[1][2:] == [
-        "6.00 (5.00..10.0)",
-        "9.00 (6.00..11.0)",
-        "1.20 (1.10..1.50)",
-        "≤ 1.3 of floor",
-        "met",
-    ]
-    assert rows[2][3:] == ["1,234", "", "≤ 400", "MISSED, disturbed"]
-    text = report.markdown(saved)
-    assert "redis was skipped: not installed" in text
-    assert "disturbed: ping-pong, imserver (1 of 3); idle, imserver (1 of 1)" in text
-    table = re.findall(r"^\|.*\|$", text, re.MULTILINE)
-    assert len(table) == 5
-    assert len({len(line) for line in table}) == 1
-
-
-def test_a_report_survives_the_file(saved: report.Report, tmp_path: Path) -> None:
-    path = report.save(saved, tmp_path)
-    assert path.name == "20300102T030405Z-0123456789ab.json"
-    assert report.read(path) == saved
-    path.write_text(json.dumps({**saved, "format": 0}))
-    with pytest.raises(ValueError, match="format 0"):
-        report.read(path)
-
-
-def test_refreshing_a_document_changes_the_table_only(saved: report.Report, tmp_path: Path) -> None:
-    document = tmp_path / "benchmarks.md"
-    report.refresh(document, saved)
-    once = document.read_text()
-    document.write_text(f"Before.\n{once}After.\n")
-    report.refresh(document, saved)
-    assert document.read_text() == f"Before.\n{once}After.\n"
-    document.write_text("no marks")
-    with pytest.raises(ValueError, match="marks"):
-        report.refresh(document, saved)
-
-
-def test_render_prints_a_saved_report(
-    saved: report.Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = report.save(saved, tmp_path)
-    assert main(["render", str(path)]) == 0
-    assert capsys.readouterr().out == report.markdown(saved)
-    assert main(["render", str(tmp_path / "none.json")]) == 2
-
-
-def test_a_run_prints_the_table_and_checks_it(
-    own_cpus: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = ["--quick", "--seconds", "0.05", "--only", "pipelined", "--peer", "floor"]
-    assert main(run) == 0
-    assert "| pipelined to oneself" in capsys.readouterr().out
-    assert main([*run, "--check"]) == 1  # there is no verdict without imserver
-
-
-def test_every_scenario_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == 0
-    listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == [scenario.name for scenario in SCENARIOS]
-    assert parse([]).command == "run"

@@ -20,8 +20,8 @@ HEADERS = sorted((ROOT / "_core").glob("*.h"))
 #: Modules by row: one imports only from rows above (earlier in this list), or, within a row,
 #: from those of its own family (`client_link` belongs to `client`).
 ROWS = [
-    {"errors", "config", "control_pb2", "_core"},
-    {"model", "names"},
+    {"errors", "config", "control_pb2", "_core", "_load"},
+    {"model", "names", "load"},
     {"bodies"},
     {"protocol"},
     {"auth", "routing", "sessions", "hooks"},

@@ -25,6 +25,7 @@ def test_the_sdist_becomes_a_wheel_that_works_in_a_fresh_environment(tmp_path: P
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"_core/core.pyx", "_core/build_ffi.py", "_core/loop.h", "imserver/_core.pyi"} <= names
+    assert {"bench/load.c", "bench/load.h", "bench/build_ffi.py"} <= names
     assert not any(name.endswith((".so", ".o")) for name in names)
 
     run(python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
@@ -33,6 +34,7 @@ def test_the_sdist_becomes_a_wheel_that_works_in_a_fresh_environment(tmp_path: P
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
     assert any(name.startswith("imserver/_core.cpython") for name in inside)
+    assert any(name.startswith("imserver/_load.") for name in inside)
     assert {"imserver/_core.pyi", "imserver/py.typed", "imserver/control.proto"} <= inside
     assert not any(name.endswith((".pyx", ".c", ".h")) for name in inside)
 
@@ -44,3 +46,4 @@ def test_the_sdist_becomes_a_wheel_that_works_in_a_fresh_environment(tmp_path: P
     where = run(fresh / "bin/python", "-c", origin, cwd=tmp_path)
     assert str(fresh) in where
     run(fresh / "bin/imserver", "doctor", "--dev", cwd=tmp_path)
+    assert "fan-out" in run(fresh / "bin/imserver", "bench", "--seconds", "0.1", cwd=tmp_path)

@@ -2,20 +2,21 @@
 
     with Generator(wire, 100) as load:
         for number in range(100):
-            load.add(load.group(1), frame=..., script=[Step(login, WELCOME)])
+            load.add(load.group(1), frames=[...], script=[Step(login, WELCOME)])
         load.open(("127.0.0.1", 7400))
         traffic = load.run(seconds=3, depth=1)
 
-Everything that happens a message happens in C, without the GIL; load.h has the rules.
+Everything that happens a message happens in C, without the GIL; bench/load.h has the rules.
+For benchmarks only: no server and no client imports it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from types import ModuleType, TracebackType
+from time import monotonic, thread_time
+from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from bench import build_load
+from imserver import _load as _c
 
 OTHER: Final = 0  # what a type of reply means: load.h, enum load_kind
 MESSAGE: Final = 1
@@ -50,27 +51,21 @@ class Wire:
     pong: bytes = b""
 
 
-@cache
-def _module() -> ModuleType:
-    return build_load.generator()
-
-
 class Histogram:
     """Durations in nanoseconds; percentiles err upwards by less than one in 128."""
 
     def __init__(self) -> None:
-        self._c = _module()
-        self.raw: Any = self._c.ffi.gc(self._c.lib.histogram_new(), self._c.lib.histogram_free)
+        self.raw: Any = _c.ffi.gc(_c.lib.histogram_new(), _c.lib.histogram_free)
 
     def record(self, value_ns: int) -> None:
-        self._c.lib.histogram_record(self.raw, value_ns)
+        _c.lib.histogram_record(self.raw, value_ns)
 
     def add(self, other: "Histogram") -> None:
-        self._c.lib.histogram_add(self.raw, other.raw)
+        _c.lib.histogram_add(self.raw, other.raw)
 
     def at(self, share: float) -> int:
         """The value in ns below or at which that share of all lies: 0.999 for p99.9."""
-        return int(self._c.lib.histogram_at(self.raw, share))
+        return int(_c.lib.histogram_at(self.raw, share))
 
     @property
     def count(self) -> int:
@@ -82,7 +77,7 @@ class Histogram:
 
     def summary_us(self) -> dict[str, float]:
         """The percentiles that reports show, in microseconds."""
-        shares = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+        shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
         values = {name: self.at(share) / 1000 for name, share in shares.items()}
         return {**values, "max": self.max / 1000}
 
@@ -115,19 +110,25 @@ class Traffic:
         return self.busy >= SATURATED
 
 
+class Opening(NamedTuple):
+    """What opening connections took. `busy` is the share of its CPU that the generator used."""
+
+    wall_s: float
+    busy: float
+
+
 class Generator:
     """Connections to one server. Not for several threads at a time."""
 
     def __init__(self, wire: Wire, max_connections: int) -> None:
-        self._c = _module()
-        raw = self._c.ffi.new("struct load_wire *")
+        raw = _c.ffi.new("struct load_wire *")
         raw.length_at, raw.length_adds = wire.length_at, wire.length_adds
         raw.max_frame_bytes, raw.type_at = wire.max_frame_bytes, wire.type_at
         raw.stamp_from_end, raw.pong_len = wire.stamp_from_end, len(wire.pong)
         raw.pong[0 : len(wire.pong)] = wire.pong
         for kind, meaning in wire.kinds.items():
             raw.kinds[kind] = meaning
-        self._load = self._c.lib.load_new(max_connections, raw)
+        self._load = _c.lib.load_new(max_connections, raw)
         if not self._load:
             raise LoadError("the generator lacks memory or descriptors, or max_frame is too large")
 
@@ -144,30 +145,52 @@ class Generator:
 
     def close(self) -> None:
         """Close all connections. Twice is once."""
-        self._c.lib.load_free(self._load)
-        self._load = self._c.ffi.NULL
+        _c.lib.load_free(self._load)
+        self._load = _c.ffi.NULL
 
     def group(self, members: int) -> int:
         """A group in which every message leads to `members` deliveries."""
-        return self._number(self._c.lib.load_group(self._load, members), "too many groups")
+        return self._number(_c.lib.load_group(self._load, members), "too many groups")
 
-    def add(self, group: int, *, frame: bytes = b"", script: Iterable[Step] = ()) -> int:
-        """A connection of the group; one without a frame only listens."""
+    def add(
+        self,
+        group: int,
+        *,
+        frames: Sequence[bytes] = (),
+        script: Iterable[Step] = (),
+        is_mute: bool = False,
+    ) -> int:
+        """A connection of the group, which publishes the frames in turn; they are of one length.
+        One without frames only listens. One that `is_mute` never reads after its script."""
+        size = len(frames[0]) if frames else 0
+        if any(len(frame) != size for frame in frames):
+            raise LoadError("frames of one connection have one length")
         number = self._number(
-            self._c.lib.load_add(self._load, group, frame, len(frame)),
+            _c.lib.load_add(self._load, group, b"".join(frames), size, len(frames)),
             "too many connections, no such group, or a frame without room for the stamp",
         )
-        for step in script:
-            done = self._c.lib.load_step(self._load, number, step.data, len(step.data), step.awaits)
-            self._number(done, "no memory for a script")
+        if is_mute:
+            _c.lib.load_mute(self._load, number)
+        self.extend(number, script)
         return number
 
-    def open(self, address: tuple[str, int], *, at_once: int = 128, timeout_s: float = 60) -> None:
+    def extend(self, number: int, script: Iterable[Step]) -> None:
+        """More steps for a connection; one that is open takes them at the next `open`."""
+        for step in script:
+            done = _c.lib.load_step(self._load, number, step.data, len(step.data), step.awaits)
+            self._number(done, "no such connection, or no memory for a script")
+
+    def open(
+        self, address: tuple[str, int], *, at_once: int = 128, timeout_s: float = 120
+    ) -> Opening:
         """Connect all and run their scripts. LoadError tells which one failed, and why."""
         host, port = address
+        began_s, used_s = monotonic(), thread_time()
         timeout_ns = int(timeout_s * _NS)
-        if self._c.lib.load_open(self._load, host.encode(), port, at_once, timeout_ns):
-            raise LoadError(self.failure)
+        if _c.lib.load_open(self._load, host.encode(), port, at_once, timeout_ns):
+            raise LoadError(self.failure or f"{host} is no IPv4 address")
+        wall_s = max(monotonic() - began_s, 1e-9)
+        return Opening(wall_s, (thread_time() - used_s) / wall_s)
 
     def run(
         self,
@@ -185,12 +208,12 @@ class Generator:
         a time; or an open one with `rate` messages a second in all; with neither it only
         listens. `messages` bounds what is sent. Does not raise for lost connections.
         """
-        c, latency, lateness = self._c, Histogram(), Histogram()
-        run = c.ffi.new("struct load_run *")
+        latency, lateness = Histogram(), Histogram()
+        run = _c.ffi.new("struct load_run *")
         run.duration_ns, run.drain_ns = int(seconds * _NS), int(drain_s * _NS)
         run.messages, run.rate, run.depth, run.burst = messages, rate, depth, burst
-        result = c.ffi.new("struct load_result *")
-        c.lib.load_go(self._load, run, result, latency.raw, lateness.raw)
+        result = _c.ffi.new("struct load_result *")
+        _c.lib.load_go(self._load, run, result, latency.raw, lateness.raw)
         return Traffic(
             sent=result.sent,
             expected=result.expected,
@@ -209,8 +232,13 @@ class Generator:
     @property
     def failure(self) -> str:
         """Why the first connection was lost; "" when none was."""
-        text: bytes = self._c.ffi.string(self._c.lib.load_failure(self._load))
+        text: bytes = _c.ffi.string(_c.lib.load_failure(self._load))
         return text.decode()
+
+    @property
+    def muted_gone(self) -> int:
+        """Mute connections that the server is seen to have closed."""
+        return int(_c.lib.load_muted_gone(self._load))
 
     def check(self, traffic: Traffic) -> Traffic:
         """The same traffic. LoadError when not everything sent was received once."""

@@ -1,0 +1,62 @@
+"""Two I/O threads against one: throughput, since the work of each message stays what it is."""
+
+import os
+from contextlib import ExitStack
+from statistics import mean
+from typing import NamedTuple
+
+from bench.scenario import Sample, Settings, Watch, ours_set_to
+from bench.scenarios_cost import Closed, warm_up
+from bench.servers import PEERS, Server
+from imserver.load import Generator
+from imserver.load_process import Placement, allow
+
+WINDOWS = 4  # of each kind
+
+
+class Window(NamedTuple):
+    per_s: float  # deliveries
+    server_busy: float  # CPUs
+    generator_busy: float
+
+
+def two_threads(shape: Closed, peer: str, settings: Settings, where: Placement) -> Sample:
+    """Deliveries a second with two I/O threads over those with one. Both servers run at once and
+    are loaded in short windows by turns.
+
+    They may use every CPU but the generator's; where there are only two, both. Then the generator
+    takes its share of the second, and `possible` is the gain that is left: two CPUs over what a
+    delivery costs server and generator together, beside what one thread achieved.
+    """
+    seen: dict[int, list[Window]] = {1: [], 2: []}
+    cpus = set(range(os.cpu_count() or 1))
+    free = cpus - {where.generator} if len(cpus) > 2 else cpus
+    with ExitStack() as stack:
+        loads: dict[int, tuple[Server, Generator]] = {}
+        for threads in seen:
+            with ours_set_to({"IMSERVER_THREADS": str(threads)}):
+                server = stack.enter_context(PEERS[peer].start(shape.task, settings.auth, where))
+            allow(server.pid, free)
+            load = stack.enter_context(Generator(server.adapter.wire, shape.connections + 1))
+            shape.layout(load, server.adapter, shape.connections)
+            load.open(server.address)
+            warm_up(load, shape, settings)
+            loads[threads] = server, load
+        for _ in range(WINDOWS):
+            for threads, (server, load) in loads.items():
+                watch = Watch(server, where)
+                traffic = load.run(settings.seconds / WINDOWS, depth=shape.depth, burst=shape.burst)
+                watch.stop(traffic.wall_s)
+                load.check(traffic)
+                per_s = traffic.received / traffic.wall_s
+                seen[threads].append(Window(per_s, watch.busy, traffic.busy))
+    one, two = (Window(*map(mean, zip(*windows, strict=True))) for windows in seen.values())
+    cpus_a_delivery = (two.server_busy + two.generator_busy) / two.per_s
+    details = {
+        **{f"one_{name}": value for name, value in one._asdict().items()},
+        **{f"two_{name}": value for name, value in two._asdict().items()},
+        "cpus": float(len(cpus)),
+        "possible": min(len(cpus), 3) / cpus_a_delivery / one.per_s,
+    }
+    is_bound = two.generator_busy > 0.95
+    return Sample(two.per_s / one.per_s, details, ("generator at its limit",) if is_bound else ())
