@@ -28,6 +28,8 @@ void load_free(struct load *);
 int64_t load_group(struct load *, uint32_t members);
 int64_t load_add(struct load *, uint32_t group, const uint8_t *frames, uint32_t frame_len,
                  uint32_t kinds);
+int load_frames(struct load *, uint32_t number, const uint8_t *frames, uint32_t frame_len,
+                uint32_t kinds);
 int load_step(struct load *, uint32_t number, const uint8_t *bytes, uint32_t len, int32_t awaits);
 int load_mute(struct load *, uint32_t number);
 uint32_t load_muted_gone(const struct load *);

@@ -26,26 +26,29 @@ def to_oneself(load: Generator, adapter: Adapter, connections: int, body: bytes 
 
 def one_to_all(load: Generator, adapter: Adapter, connections: int, body: bytes = BODY) -> None:
     """One publishes, all others hear it."""
-    audience(load, adapter, "room:bench", connections, 0, body=body)
+    topic = "room:bench"
+    room = load.group(connections)
+    load.add(room, frames=[adapter.publish(0, topic, body)], script=adapter.login(0))
+    for number in range(1, connections + 1):
+        load.add(room, script=(*adapter.login(number), *adapter.subscribe(topic)))
 
 
-def audience(
-    load: Generator,
-    adapter: Adapter,
-    topic: str,
-    listeners: int,
-    stalled: int,
-    *,
-    first: int = 0,
-    body: bytes = BODY,
-) -> None:
-    """One publishes to a room of so many listeners, and of others that never read. Users are
-    numbered from `first` on."""
+def with_stalled(
+    load: Generator, adapter: Adapter, listeners: int, stalled: int
+) -> dict[str, list[bytes]]:
+    """One publishes, and the same listeners hear two rooms; in one of these are others that never
+    read. The frames to the one without them, "clear", and to that with them, "stalled"."""
+    topics = {"clear": own_topic(1), "stalled": own_topic(2)}
+    frames = {kind: [adapter.publish(0, topic, BODY)] for kind, topic in topics.items()}
     room = load.group(listeners)
-    load.add(room, frames=[adapter.publish(first, topic, body)], script=adapter.login(first))
-    for number in range(first + 1, first + 1 + listeners + stalled):
-        script = (*adapter.login(number), *adapter.subscribe(topic))
-        load.add(room, script=script, is_mute=number > first + listeners)
+    load.add(room, frames=frames["clear"], script=adapter.login(0))
+    for number in range(1, listeners + stalled + 1):
+        is_mute = number > listeners
+        script = adapter.login(number)
+        for topic in ([] if is_mute else [topics["clear"]]) + [topics["stalled"]]:
+            script += adapter.subscribe(topic)
+        load.add(room, script=script, is_mute=is_mute)
+    return frames
 
 
 def rooms(load: Generator, adapter: Adapter, connections: int, body: bytes = BODY) -> None:
@@ -77,11 +80,12 @@ def _reading(adapter: Adapter, number: int, topics: list[str]) -> Iterator[Step]
 
 
 def mostly_unheard(load: Generator, adapter: Adapter, connections: int) -> None:
-    """Of sixteen messages that a connection publishes, itself hears one and nobody the others: to
-    the generator the sixteen are one message, so that it has little to do and the server much."""
+    """Of sixteen messages that a connection publishes, itself hears one and nobody the others,
+    which are short: to the generator the sixteen are one message, so that it has little to do
+    and the server much."""
     for number in range(connections):
         topic, unheard = own_topic(number), f"room:unheard-{number}"
-        frame = adapter.publish(number, unheard, BODY) * (UNHEARD - 1)
+        frame = adapter.publish(number, unheard, bytes(8)) * (UNHEARD - 1)
         frame += adapter.publish(number, topic, BODY)
         script = (*adapter.login(number), *adapter.subscribe(topic))
         load.add(load.group(1), frames=[frame], script=script)

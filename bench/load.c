@@ -85,25 +85,52 @@ static void join_senders(struct load *load, struct group *group,
     conn->next_sender = group->sender;
 }
 
+static bool copy_frames(struct load *load, struct conn *conn,
+                        const uint8_t *frames, uint32_t frame_len,
+                        uint32_t kinds)
+{
+    size_t len = (size_t)frame_len * kinds;
+    uint8_t *copy;
+
+    if (frame_len < load->wire.stamp_from_end || len == 0)
+        return false;
+    copy = malloc(len);
+    if (!copy)
+        return false;
+    memcpy(copy, frames, len);
+    free(conn->frames);
+    conn->frames = copy;
+    conn->frame_len = frame_len;
+    conn->kinds = conn->copies = kinds;
+    conn->next_kind = 0;
+    return true;
+}
+
 int64_t load_add(struct load *load, uint32_t group, const uint8_t *frames,
                  uint32_t frame_len, uint32_t kinds)
 {
     struct conn *conn = &load->conns[load->count];
-    size_t len = (size_t)frame_len * kinds;
 
-    if (load->count == load->max || group >= load->group_count ||
-        (frame_len && (frame_len < load->wire.stamp_from_end || !kinds)))
+    if (load->count == load->max || group >= load->group_count)
         return -1;
-    *conn = (struct conn){.fd = -1, .group = group, .frame_len = frame_len};
+    *conn = (struct conn){.fd = -1, .group = group};
     if (frame_len) {
-        conn->frames = malloc(len);
-        if (!conn->frames)
+        if (!copy_frames(load, conn, frames, frame_len, kinds))
             return -1;
-        memcpy(conn->frames, frames, len);
-        conn->kinds = conn->copies = kinds;
         join_senders(load, &load->groups[group], load->count);
     }
     return load->count++;
+}
+
+int load_frames(struct load *load, uint32_t number, const uint8_t *frames,
+                uint32_t frame_len, uint32_t kinds)
+{
+    struct conn *conn = &load->conns[number];
+
+    if (number >= load->count || !conn->frames || conn->unsent_len ||
+        !copy_frames(load, conn, frames, frame_len, kinds))
+        return -1;
+    return 0;
 }
 
 /* Room for `wanted` items; twice as much as there was, since scripts of ten

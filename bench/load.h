@@ -86,6 +86,11 @@ int64_t load_group(struct load *load, uint32_t members);
 int64_t load_add(struct load *load, uint32_t group, const uint8_t *frames,
                  uint32_t frame_len, uint32_t kinds);
 
+/* What a connection that publishes publishes from the next run on. 0, or -1 as
+ * above, or for one that only listens. */
+int load_frames(struct load *load, uint32_t number, const uint8_t *frames,
+                uint32_t frame_len, uint32_t kinds);
+
 /* One more step of its script: send the bytes, then wait for a reply of type
  * `awaits` (-1: for none). Steps of an open connection are for the next
  * load_open(). 0, or -1 without memory. */

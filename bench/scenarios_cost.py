@@ -5,12 +5,12 @@ Not here: memory (scenarios_memory), logins and subscriptions (scenarios_storm),
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 
 from bench.adapters import Adapter
-from bench.layouts import audience, onlookers, share_of_topics, to_oneself
+from bench.layouts import onlookers, share_of_topics, to_oneself, with_stalled
 from bench.scenario import Sample, Settings, Watch, ours_set_to
 from bench.servers import PEERS, Task
 from imserver.load import Generator
@@ -88,7 +88,7 @@ def warm_up(load: Generator, shape: Closed, settings: Settings) -> None:
 
 # --- readers that stall ------------------------------------------------------------------------
 
-STALL_WINDOWS = 6  # of each kind
+STALL_WINDOWS = 8  # of each kind
 STALL_DEPTH = 32
 
 
@@ -96,35 +96,44 @@ def stalled(
     listeners: int, stalled: int, peer: str, settings: Settings, where: Placement
 ) -> Sample:
     """Server CPU a delivery to those who read, with others in the room that never do, over the
-    same without them. Two rooms of one server, in short windows by turns: what disturbs the one
-    disturbs the other."""
+    same without them. The same readers hear both rooms, in pairs of short windows, and the median
+    of the pairs counts: two rooms of two audiences differ by 15 % for where the kernel happened
+    to put their sockets."""
     listeners, stalled = _scaled(listeners, settings), _scaled(stalled, settings)
     costs: dict[str, list[float]] = {"clear": [], "stalled": []}
-    size = 1 + listeners + stalled
-    with ExitStack() as stack:
-        server = stack.enter_context(PEERS[peer].start("fanout", settings.auth, where))
-        loads = {kind: stack.enter_context(Generator(server.adapter.wire, size)) for kind in costs}
-        audience(loads["clear"], server.adapter, "room:clear", listeners, 0)
-        audience(loads["stalled"], server.adapter, "room:stalled", listeners, stalled, first=size)
-        run = partial(Generator.run, depth=STALL_DEPTH, burst=STALL_DEPTH)
-        for load in loads.values():
-            load.open(server.address)
+    run = partial(Generator.run, depth=STALL_DEPTH, burst=STALL_DEPTH)
+    with (
+        PEERS[peer].start("fanout", settings.auth, where) as server,
+        Generator(server.adapter.wire, 1 + listeners + stalled) as load,
+    ):
+        frames = with_stalled(load, server.adapter, listeners, stalled)
+        load.open(server.address)
+        for kind in costs:
+            load.republish(0, frames[kind])
             load.check(run(load, settings.warm_up_s))
         whole = Watch(server, where)
         wall_s, is_saturated = 0.0, False
-        for _ in range(max(1, round(STALL_WINDOWS * settings.scale))):
-            for kind, load in loads.items():
+        for pair in range(max(1, round(STALL_WINDOWS * settings.scale))):
+            # Who is first changes from pair to pair, so that no drift favours either.
+            for kind in sorted(costs, reverse=pair % 2 == 1):
+                load.republish(0, frames[kind])
                 watch = Watch(server, where)
-                traffic = load.check(run(load, settings.seconds / STALL_WINDOWS))
+                traffic = run(load, settings.seconds / STALL_WINDOWS)
                 watch.stop(traffic.wall_s)
+                load.check(traffic)
                 costs[kind].append(watch.cpu_ns / 1000 / traffic.received)
                 wall_s += traffic.wall_s
                 is_saturated |= traffic.is_saturated
         whole.stop(wall_s)
-        gone = loads["stalled"].muted_gone
-    means = {kind: sum(found) / len(found) for kind, found in costs.items()}
-    details = {**means, "stalled": stalled, "stalled_closed": gone, **whole.details()}
-    return Sample(means["stalled"] / means["clear"], details, whole.remarks(is_saturated))
+        gone = load.muted_gone
+    details = {
+        **{f"{kind}_us": median(found) for kind, found in costs.items()},
+        "stalled": stalled,
+        "stalled_closed": gone,
+        **whole.details(),
+    }
+    ratios = [b / a for a, b in zip(costs["clear"], costs["stalled"], strict=True)]
+    return Sample(median(ratios), details, whole.remarks(is_saturated))
 
 
 def _scaled(number: int, settings: Settings) -> int:

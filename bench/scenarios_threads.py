@@ -1,11 +1,13 @@
 """Two I/O threads against one: throughput, since the work of each message stays what it is."""
 
 import os
+import time
 from contextlib import ExitStack
 from statistics import mean
 from typing import NamedTuple
 
-from bench.scenario import Sample, Settings, Watch, ours_set_to
+from bench.process import busy_s as busy_s_of
+from bench.scenario import DISTURBED, Sample, Settings, Watch, ours_set_to
 from bench.scenarios_cost import Closed, warm_up
 from bench.servers import PEERS, Server
 from imserver.load import Generator
@@ -42,6 +44,7 @@ def two_threads(shape: Closed, peer: str, settings: Settings, where: Placement) 
             load.open(server.address)
             warm_up(load, shape, settings)
             loads[threads] = server, load
+        began_s, busy_s = time.monotonic(), sum(map(busy_s_of, cpus))
         for _ in range(WINDOWS):
             for threads, (server, load) in loads.items():
                 watch = Watch(server, where)
@@ -50,13 +53,21 @@ def two_threads(shape: Closed, peer: str, settings: Settings, where: Placement) 
                 load.check(traffic)
                 per_s = traffic.received / traffic.wall_s
                 seen[threads].append(Window(per_s, watch.busy, traffic.busy))
+        all_s, wall_s = sum(map(busy_s_of, cpus)) - busy_s, time.monotonic() - began_s
+    ours_s = sum(one.server_busy + one.generator_busy for both in seen.values() for one in both)
+    foreign = all_s / wall_s - ours_s / (2 * WINDOWS)
     one, two = (Window(*map(mean, zip(*windows, strict=True))) for windows in seen.values())
     cpus_a_delivery = (two.server_busy + two.generator_busy) / two.per_s
     details = {
         **{f"one_{name}": value for name, value in one._asdict().items()},
         **{f"two_{name}": value for name, value in two._asdict().items()},
         "cpus": float(len(cpus)),
+        "foreign": foreign,
         "possible": min(len(cpus), 3) / cpus_a_delivery / one.per_s,
     }
-    is_bound = two.generator_busy > 0.95
-    return Sample(two.per_s / one.per_s, details, ("generator at its limit",) if is_bound else ())
+    said = {
+        "generator at its limit": two.generator_busy > 0.95,
+        "disturbed by other processes": foreign > DISTURBED,
+    }
+    remarks = tuple(remark for remark, is_so in said.items() if is_so)
+    return Sample(two.per_s / one.per_s, details, remarks)

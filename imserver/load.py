@@ -117,6 +117,14 @@ class Opening(NamedTuple):
     busy: float
 
 
+def _in_a_row(frames: Sequence[bytes]) -> tuple[bytes, int, int]:
+    """All of them, the length of one, and how many."""
+    size = len(frames[0]) if frames else 0
+    if any(len(frame) != size for frame in frames):
+        raise LoadError("frames of one connection have one length")
+    return b"".join(frames), size, len(frames)
+
+
 class Generator:
     """Connections to one server. Not for several threads at a time."""
 
@@ -162,17 +170,19 @@ class Generator:
     ) -> int:
         """A connection of the group, which publishes the frames in turn; they are of one length.
         One without frames only listens. One that `is_mute` never reads after its script."""
-        size = len(frames[0]) if frames else 0
-        if any(len(frame) != size for frame in frames):
-            raise LoadError("frames of one connection have one length")
         number = self._number(
-            _c.lib.load_add(self._load, group, b"".join(frames), size, len(frames)),
+            _c.lib.load_add(self._load, group, *_in_a_row(frames)),
             "too many connections, no such group, or a frame without room for the stamp",
         )
         if is_mute:
             _c.lib.load_mute(self._load, number)
         self.extend(number, script)
         return number
+
+    def republish(self, number: int, frames: Sequence[bytes]) -> None:
+        """What a connection that publishes publishes from the next run on."""
+        done = _c.lib.load_frames(self._load, number, *_in_a_row(frames))
+        self._number(done, "it only listens, or a frame without room for the stamp")
 
     def extend(self, number: int, script: Iterable[Step]) -> None:
         """More steps for a connection; one that is open takes them at the next `open`."""

@@ -98,12 +98,14 @@ def test_frames_of_a_connection_take_turns() -> None:
     thread = threading.Thread(target=echo)
     thread.start()
     with Generator(Wire(), 1) as load:
-        load.add(load.group(1), frames=frames)
+        number = load.add(load.group(1), frames=frames)
         load.open(listener.getsockname())
         load.check(load.run(10, depth=2, burst=2, messages=10))
+        load.republish(number, frames[1:])
+        load.check(load.run(10, depth=2, burst=2, messages=4))
     thread.join(10)
     listener.close()
-    assert heard == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert heard == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, *[1, 2, 1, 2]]
 
 
 def test_a_group_in_which_everybody_publishes_takes_turns(where: load_process.Placement) -> None:
@@ -288,7 +290,9 @@ def test_what_the_generator_cannot_hold_is_refused() -> None:
             load.add(group, frames=[b"1234567"])  # no room for the stamp
         with pytest.raises(LoadError, match="one length"):
             load.add(group, frames=[bytes(8), bytes(9)])
-        load.add(group)
+        number = load.add(group)
+        with pytest.raises(LoadError, match="only listens"):
+            load.republish(number, [bytes(8)])
         with pytest.raises(LoadError):
             load.add(group)
         with pytest.raises(LoadError):
