@@ -174,11 +174,11 @@ void load_go(struct load *load, const struct load_run *run,
             forget_dirty(load);
         if (is_open)
             publish_due(load, run, &schedule, end_ns);
-        take_turn(load, is_open ? 0 : 10);
+        take_turn(load, 0);
     }
     end_ns = now_ns() + run->drain_ns;
     while (load->owed && now_ns() < end_ns)
-        take_turn(load, 1);
+        take_turn(load, 0);
     forget_dirty(load);
     result->lost = load->lost;
     result->wall_ns = now_ns() - start_ns;
