@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bench import progress, report
 from bench.generator import LoadError
+from bench.peers import PEERS, ROOT, ServerError
 from bench.process import pin, placement
 from bench.scenarios import QUICK, SCENARIOS, Scenario, Settings
-from bench.servers import PEERS, ROOT, ServerError
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,10 +21,10 @@ HERE = Path(__file__).parent
 BUILD = HERE / "_build"
 STRICT = ("-std=c11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
 CFLAGS = (*STRICT, "-D_GNU_SOURCE", "-O2", "-fPIC")
-GENERATOR = ("histogram.c", "load.c", "wire.c", "traffic.c")
-HEADERS = ("histogram.h", "load.h", "engine.h")
+GENERATOR = ("histogram.c", "cut.c", "load.c", "wire.c", "traffic.c")
+HEADERS = ("histogram.h", "cut.h", "load.h", "engine.h")
 
-# The compiler checks these against load.h and histogram.h.
+# The compiler checks these against the headers.
 DECLARATIONS = """
 struct histogram { uint64_t count; uint64_t max; ...; };
 struct histogram *histogram_new(void);
@@ -33,8 +33,11 @@ void histogram_add(struct histogram *, const struct histogram *);
 uint64_t histogram_at(const struct histogram *, double share);
 void histogram_record(struct histogram *, uint64_t value);
 
-struct load_wire { uint32_t length_at; uint32_t length_adds; uint32_t max_frame_bytes;
-                   int32_t type_at; uint32_t stamp_from_end; uint32_t pong_len; uint8_t pong[16];
+struct cut { uint32_t kind; uint32_t length_at; uint32_t length_adds; int32_t type_at;
+             uint32_t max_bytes; };
+uint32_t cut_reply(const struct cut *, const uint8_t *at, size_t len, uint8_t *type);
+
+struct load_wire { struct cut cut; uint32_t stamp_from_end; uint32_t pong_len; uint8_t pong[16];
                    uint8_t kinds[256]; };
 struct load_run { uint64_t duration_ns; uint64_t drain_ns; uint64_t messages; uint64_t rate;
                   uint32_t depth; uint32_t burst; };
@@ -63,7 +66,8 @@ def compiler() -> list[str]:
 
 def generator() -> ModuleType:
     """The generator as a cffi module, with `ffi` and `lib`; built when it is not there yet."""
-    path = _built("generator", (*GENERATOR, *HEADERS), _build_generator) / "_load.so"
+    sources = [HERE / source for source in (*GENERATOR, *HEADERS)]
+    path = built("generator", _toolchain(), sources, _build_generator) / "_load.so"
     spec = importlib.util.spec_from_file_location("_load", path)
     if spec is None or spec.loader is None:
         raise RuntimeError(f"{path} is not a module")
@@ -74,14 +78,21 @@ def generator() -> ModuleType:
 
 def floor() -> Path:
     """The floor as a program; built when it is not there yet."""
-    return _built("floor", ("floor.c",), _build_floor) / "floor"
+    return built("floor", _toolchain(), [HERE / "floor.c"], _build_floor) / "floor"
 
 
-def _built(name: str, sources: tuple[str, ...], build: Callable[[Path], None]) -> Path:
-    """The directory of a build; concurrent first uses build twice, and one of them stays."""
-    digest = hashlib.sha256(repr((CFLAGS, DECLARATIONS, compiler(), sys.version)).encode())
+def _toolchain() -> str:
+    return repr((CFLAGS, DECLARATIONS, compiler(), sys.version))
+
+
+def built(
+    name: str, toolchain: str, sources: Iterable[Path], build: Callable[[Path], None]
+) -> Path:
+    """The directory that `build` has filled; it is called again when the sources or what they
+    are built with have changed. Concurrent first uses build twice, and one of them stays."""
+    digest = hashlib.sha256(toolchain.encode())
     for source in sources:
-        digest.update((HERE / source).read_bytes())
+        digest.update(source.read_bytes())
     place = BUILD / f"{name}-{digest.hexdigest()[:16]}"
     if not place.exists():
         BUILD.mkdir(exist_ok=True)

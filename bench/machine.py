@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 from bench.build_load import compiler
+from bench.peers import ROOT
 from bench.process import Placement
-from bench.servers import ROOT
 
 
 def card(where: Placement) -> dict[str, str | int | bool | float]:

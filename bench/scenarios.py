@@ -12,12 +12,12 @@ from functools import partial
 from statistics import median
 from typing import Final, Literal
 
-from bench import process, servers
-from bench.adapters import Adapter
+from bench import peers, process
 from bench.generator import Generator, Histogram
+from bench.peers import Adapter, Server, Task
 from bench.process import Placement
-from bench.servers import Server, Task
 
+BODY: Final = bytes(range(64))  # of every message
 DISTURBED: Final = 0.05  # share of its time that a server had to wait for its CPU
 STOLEN: Final = 0.01  # share of both CPUs that the hypervisor gave to others
 LATE_US: Final = 1_000.0  # p99.9 of an open loop's lateness from which it was not on time
@@ -33,7 +33,7 @@ class Settings:
     warm_up_s: float = 1.0
     repeats: int = 5
     scale: float = 1.0
-    auth: servers.Auth = "jwt"
+    auth: peers.Auth = "jwt"
 
 
 QUICK: Final = Settings(seconds=0.6, warm_up_s=0.2, repeats=1, scale=0.2)
@@ -77,13 +77,13 @@ def to_oneself(load: Generator, adapter: Adapter, connections: int) -> None:
     for number in range(connections):
         topic = f"room:bench-{number}"
         script = (*adapter.login(number), *adapter.subscribe(topic))
-        load.add(load.group(1), frame=adapter.publish(number, topic), script=script)
+        load.add(load.group(1), frame=adapter.publish(number, topic, BODY), script=script)
 
 
 def one_to_all(load: Generator, adapter: Adapter, connections: int) -> None:
     """One publishes, all others hear it."""
     room = load.group(connections)
-    frame = adapter.publish(0, "room:bench")
+    frame = adapter.publish(0, "room:bench", BODY)
     load.add(room, frame=frame, script=adapter.login(0))
     for number in range(1, connections + 1):
         script = (*adapter.login(number), *adapter.subscribe("room:bench"))
@@ -103,7 +103,7 @@ class Closed:
 
 def closed_loop(shape: Closed, peer: str, settings: Settings, where: Placement) -> Sample:
     """Microseconds of server CPU a delivery, under as much load as the loop gives."""
-    start = servers.PEERS[peer].start
+    start = peers.PEERS[peer].start
     with (
         start(shape.task, settings.auth, where) as server,
         Generator(server.adapter.wire, shape.connections + 1) as load,
@@ -161,7 +161,7 @@ def idle(rooms: int, peer: str, settings: Settings, where: Placement) -> Sample:
     """Resident bytes that one more idle connection costs; with `rooms` each has subscribed to
     one of so many. What a process loads on its first logins is not counted."""
     connections = int(10_000 * settings.scale)
-    with servers.PEERS[peer].start("echo", settings.auth, where) as server:
+    with peers.PEERS[peer].start("echo", settings.auth, where) as server:
         with Generator(server.adapter.wire, 16) as load:
             _log_in(load, server, 16, rooms)
             load.run(0.2)
@@ -214,7 +214,7 @@ def held_gil(peer: str, settings: Settings, where: Placement) -> Sample:
     windows: dict[str, list[int]] = {kind: [] for kind in kinds}
     lateness, holds, wall_s = Histogram(), 0, 0.0
     with (
-        servers.gil_host(settings.auth, where) as server,
+        peers.gil_host(settings.auth, where) as server,
         Generator(server.adapter.wire, GIL_CONNECTIONS) as load,
     ):
         to_oneself(load, server.adapter, GIL_CONNECTIONS)
@@ -234,7 +234,7 @@ def held_gil(peer: str, settings: Settings, where: Placement) -> Sample:
             wall_s += traffic.wall_s
         watch.stop(wall_s)
     if holds == 0:
-        raise servers.ServerError("the GIL was never held")
+        raise peers.ServerError("the GIL was never held")
     late_us, remarks = lateness.at(0.999) / 1000, watch.remarks()
     if late_us > LATE_US:
         remarks.append("generator late")

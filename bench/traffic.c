@@ -33,8 +33,10 @@ static void publish(struct load *load, struct conn *conn, uint32_t count,
         return;
     }
     at = conn->frames + conn->frame_len - load->wire.stamp_from_end;
-    for (uint32_t i = 0; i < count; i++, at += conn->frame_len)
+    for (uint32_t i = 0; load->wire.stamp_from_end && i < count; i++) {
         memcpy(at, &stamp, sizeof stamp);
+        at += conn->frame_len;
+    }
     group->sender = conn->next_sender;
     group->owed += deliveries;
     load->owed += deliveries;
