@@ -55,5 +55,12 @@ peers: setup  ## the servers that bench compares with: Debian packages and Pytho
 bench: build  ## server CPU an operation beside the floor and the peers, in one run
 	PATH="$$PATH:/usr/sbin" $(BIN)/python -m bench $(ARGS)
 
+micro: build  ## nanoseconds a step: parsing, pool, fan-out, codecs, the border to Python
+	$(BIN)/python -m pytest -o addopts= -q bench/micro --benchmark-columns=median,iqr,rounds \
+	    --benchmark-sort=name $(ARGS)
+
+instructions: build  ## instructions of the hot paths beside the baseline; needs valgrind
+	$(BIN)/python -m bench.instructions $(ARGS)
+
 clean:  ## everything that was built; .venv stays
 	rm -rf build dist *.egg-info imserver/*.so bench/_build
