@@ -6,7 +6,7 @@ CORE := $(wildcard _core/*)
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIM_DEBUG -O1 -g
 ASAN_LIB := build/asan/lib
 
-.PHONY: run test setup build check fmt asan tsan peers bench clean help
+.PHONY: run test setup build check fmt asan tsan peers bench micro instructions clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
