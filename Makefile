@@ -6,7 +6,7 @@ CORE := $(wildcard _core/*) $(wildcard bench/*.[ch]) bench/build_ffi.py
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIM_DEBUG -O1 -g
 ASAN_LIB := build/asan/lib
 
-.PHONY: run test setup build check fmt asan tsan bench clean help
+.PHONY: run test setup build check fmt asan tsan peers bench micro instructions clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -49,8 +49,18 @@ asan: setup  ## the tests of the core and of the protocol under ASan and UBSan
 tsan: build  ## the core alone, in a storm, under TSan
 	$(BIN)/python -m pytest -q tests/core/test_storm.py -k tsan
 
-bench: build  ## server CPU an operation beside the floor, in one run
-	$(BIN)/python -m bench $(ARGS)
+peers: setup  ## the servers that bench compares with: Debian packages and Python ones
+	ci/peers
+
+bench: build  ## server CPU an operation beside the floor and the peers, in one run
+	PATH="$$PATH:/usr/sbin" $(BIN)/python -m bench $(ARGS)
+
+micro: build  ## nanoseconds a step: parsing, pool, fan-out, codecs, the border to Python
+	$(BIN)/python -m pytest -o addopts= -q bench/micro --benchmark-columns=median,iqr,rounds \
+	    --benchmark-sort=name $(ARGS)
+
+instructions: build  ## instructions of the hot paths beside the baseline; needs valgrind
+	$(BIN)/python -m bench.instructions $(ARGS)
 
 clean:  ## everything that was built; .venv stays
 	rm -rf build dist *.egg-info imserver/*.so bench/_build

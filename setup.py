@@ -11,7 +11,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CORE = Path("_core")
-LOAD = Path("bench")  # the load generator, for `imserver bench`; floor.c is a program of its own
+LOAD = ("cut", "histogram", "load", "traffic", "wire")  # the load generator, for `imserver bench`
 # The binding is relinked whenever any of these changes.
 EVERYTHING = sorted(str(path) for path in CORE.iterdir() if path.suffix in {".c", ".h", ".pxd"})
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
@@ -28,8 +28,8 @@ imcore = (
 imload = (
     "imload",
     {
-        "sources": sorted(str(path) for path in LOAD.glob("*.c") if path.name != "floor.c"),
-        "obj_deps": {"": sorted(str(path) for path in LOAD.glob("*.h"))},
+        "sources": [f"bench/{name}.c" for name in LOAD],
+        "obj_deps": {"": [f"bench/{name}.h" for name in ("cut", "engine", "histogram", "load")]},
         "cflags": [*STRICT, *HIDDEN, "-D_GNU_SOURCE"],
     },
 )

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import cffi
 
-HEADERS = ("base", "filter", "frame", "heartbeat", "outbox", "pool", "queue", "rights", "ring")
+HEADERS = (
+    "base",
+    "filter",
+    "frame",
+    "heartbeat",
+    "outbox",
+    "pool",
+    "queue",
+    "rights",
+    "ring",
+    "slots",
+)
 
 DECLARATIONS = """
 enum im_status { IM_OK, IM_MORE, IM_BAD, IM_FULL, ... };
@@ -24,20 +35,22 @@ void im_ring_commit(struct im_ring *, uint32_t len);
 struct im_span im_ring_peek(const struct im_ring *);
 void im_ring_consume(struct im_ring *, uint32_t len);
 
-struct im_frame { const uint8_t *at; uint32_t size; uint16_t request; uint8_t type;
-                  uint8_t flags; };
+struct im_frame { const uint8_t *at; uint32_t size; uint32_t ahead; uint16_t count;
+                  uint16_t request; uint8_t type; uint8_t flags; };
 struct im_message { struct im_span topic; struct im_span tag; struct im_span sender;
                     uint64_t id; };
 enum im_status im_frame_peek(struct im_span in, uint32_t frame_max, struct im_frame *out);
 enum im_status im_message_peek(const struct im_frame *, struct im_message *out);
+void im_frame_extend(struct im_frame *, uint32_t names_len, uint32_t len_max);
 enum im_status im_frame_check_client(const struct im_frame *);
 enum im_status im_ack_peek(const struct im_frame *, struct im_span *topic);
 
-struct im_msg { uint32_t refs; uint32_t len; uint16_t owner; uint8_t bytes[]; ...; };
+struct im_msg { uint32_t refs; uint32_t len; uint16_t frames; uint8_t owner; uint8_t bytes[];
+                ...; };
 struct im_pool { uint32_t page_len; uint32_t page_count; uint32_t spare; uint32_t reserve;
-                 uint32_t taken; uint16_t owner; ...; };
+                 uint32_t taken; uint8_t owner; ...; };
 enum im_purpose { IM_FOR_MESSAGE, IM_FOR_CONTROL, ... };
-enum im_status im_pool_init(struct im_pool *, uint16_t owner, size_t pool_bytes,
+enum im_status im_pool_init(struct im_pool *, uint8_t owner, size_t pool_bytes,
                             uint32_t len_max);
 void im_pool_free(struct im_pool *);
 struct im_msg *im_pool_take(struct im_pool *, uint32_t len, enum im_purpose);
@@ -70,6 +83,12 @@ void im_outbox_gather(const struct im_outbox *, struct im_gather *);
 void im_outbox_sent(struct im_outbox *, struct im_pool *, uint32_t len);
 void im_outbox_clear(struct im_outbox *, struct im_pool *);
 void im_outbox_cut(struct im_outbox *, struct im_pool *);
+
+struct im_slots { uint32_t group_count; ...; };
+enum im_status im_slots_init(struct im_slots *, uint32_t slot_count);
+void im_slots_free(struct im_slots *);
+void im_slots_add(struct im_slots *, uint32_t slot);
+uint32_t im_slots_take(struct im_slots *);
 
 struct im_filters { uint32_t live; ...; };
 void im_filters_init(struct im_filters *, uint64_t seed);

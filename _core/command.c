@@ -169,7 +169,6 @@ static void on_publish(struct im_loop *loop, uint32_t slot,
         uint64_t hash = im_topic_hash(&loop->topics, message.topic);
         struct im_topic *topic =
             im_topic_find(&loop->topics, message.topic, hash);
-        msg->bytes[5] &= (uint8_t)~IM_RETRY;
         im_stat_add(&loop->stats.messages_in, 1);
         im_fanout_publish(loop, msg, topic, &message, hash,
                           frame.flags & IM_NO_ECHO ? slot : IM_NONE);

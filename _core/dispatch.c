@@ -2,7 +2,9 @@
  * dispatch.c - frames by type and state.
  *
  * Nearly all frames are publications whose right is kept: two comparisons, a
- * copy into a message, fan-out. PING is answered here. Everything else is told
+ * copy into a message, fan-out. Those that follow with the same head and names
+ * share all of that: one message, one reference a subscriber, however many
+ * came in one read. PING is answered here. Everything else is told
  * to Python once, and then the connection waits for the answer: order holds,
  * and nobody can queue work faster than it is done.
  *
@@ -19,6 +21,11 @@
 #include "conn.h"
 #include "fanout.h"
 #include "imcore.h"
+
+/* A run of publications becomes one message of at most so many bytes. By then
+ * what a message costs is spread over a hundred frames, and one reader that
+ * lags does not keep more of the pool than it is owed. */
+#define RUN_BYTES (16u << 10)
 
 enum im_fate im_dispatch_close(struct im_loop *loop, uint32_t slot,
                                uint16_t code)
@@ -191,7 +198,7 @@ static uint8_t verdict_on(struct im_loop *loop, uint32_t slot,
 }
 
 static enum im_fate publish(struct im_loop *loop, uint32_t slot,
-                            const struct im_frame *frame,
+                            struct im_frame *frame,
                             const struct im_message *message,
                             struct im_topic *topic, struct im_msg *owned)
 {
@@ -200,6 +207,11 @@ static enum im_fate publish(struct im_loop *loop, uint32_t slot,
     if (msg) {
         im_msg_share(&loop->pool, msg, 1);
     } else {
+        uint32_t frame_max = loop->core->config.max_frame_bytes;
+        im_frame_extend(frame,
+                        (uint32_t)(message->topic.len + message->tag.len +
+                                   message->sender.len),
+                        frame_max < RUN_BYTES ? frame_max : RUN_BYTES);
         msg = im_pool_take(&loop->pool, frame->size, IM_FOR_MESSAGE);
         if (IM_UNLIKELY(!msg)) {
             im_stat_add(&loop->stats.pool_refusals, 1);
@@ -208,8 +220,8 @@ static enum im_fate publish(struct im_loop *loop, uint32_t slot,
         }
         memcpy(msg->bytes, frame->at, frame->size);
     }
-    msg->bytes[5] &= (uint8_t)~IM_RETRY;
-    im_stat_add(&loop->stats.messages_in, 1);
+    msg->frames = frame->count;
+    im_stat_add(&loop->stats.messages_in, frame->count);
     im_fanout_publish(loop, msg, topic, message, topic->hash,
                       frame->flags & IM_NO_ECHO ? slot : IM_NONE);
     return IM_TAKEN;
@@ -229,8 +241,7 @@ static enum im_fate hand_to_hook(struct im_loop *loop, uint32_t slot,
 }
 
 static enum im_fate on_message(struct im_loop *loop, uint32_t slot,
-                               const struct im_frame *frame,
-                               struct im_msg *owned)
+                               struct im_frame *frame, struct im_msg *owned)
 {
     struct im_conn *conn = &loop->conns[slot];
     struct im_message message;
@@ -268,7 +279,7 @@ static enum im_fate on_message(struct im_loop *loop, uint32_t slot,
 }
 
 enum im_fate im_dispatch(struct im_loop *loop, uint32_t slot,
-                         const struct im_frame *frame, struct im_msg *owned)
+                         struct im_frame *frame, struct im_msg *owned)
 {
     if (IM_UNLIKELY(loop->conns[slot].state == IM_STATE_HANDSHAKE))
         return on_hello(loop, slot, frame);

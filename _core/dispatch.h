@@ -1,5 +1,5 @@
 /*
- * dispatch.h - one frame of a client, and what it came to.
+ * dispatch.h - a frame of a client, or a run of them, and what it came to.
  */
 #pragma once
 
@@ -14,10 +14,11 @@ enum im_fate {
 /* Until this returns nobody is closed and no slot is freed, by whatever it
  * entails: who has to go is doomed (C3). */
 
-/* Judges one whole frame. `owned` is the message that holds it, when it was
- * collected in one, or NULL; the caller keeps its reference. */
+/* Judges one whole frame, and takes those behind it that are judged alike: the
+ * frame is extended over them. `owned` is the message that holds it, when it
+ * was collected in one, or NULL; the caller keeps its reference. */
 enum im_fate im_dispatch(struct im_loop *loop, uint32_t slot,
-                         const struct im_frame *frame, struct im_msg *owned);
+                         struct im_frame *frame, struct im_msg *owned);
 
 /* Closes a connection whose bytes are no frames, or too many. */
 enum im_fate im_dispatch_close(struct im_loop *loop, uint32_t slot,

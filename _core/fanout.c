@@ -2,7 +2,7 @@
  * fanout.c - references to one message into many outboxes.
  *
  * The inner loop of the server: a delivery is a test of the filter, a pointer
- * into an outbox and, the first time this turn, a place on the dirty list. The
+ * into an outbox and a bit in the set of those who have something to send. The
  * references are counted once for all. Members are in no order that memory
  * likes, so the connections some places ahead are fetched early.
  */
@@ -36,7 +36,7 @@ static void deliver(struct im_loop *loop, const struct im_topic *topic,
     if (put == 0)
         return;
     im_msg_share(&loop->pool, msg, put);
-    im_stat_add(&loop->stats.deliveries, put);
+    im_stat_add(&loop->stats.deliveries, (uint64_t)put * msg->frames);
     loop->unflushed += put;
 }
 
@@ -74,11 +74,23 @@ static uint32_t wanting(const struct im_loop *loop, uint64_t hash)
     return threads;
 }
 
+/* Makes delivered frames of published ones: the time, and no RETRY. */
+static void stamp(struct im_msg *msg, uint64_t time_ms)
+{
+    uint8_t *at = msg->bytes;
+
+    for (uint32_t left = msg->frames; left; left--) {
+        at[5] &= (uint8_t)~IM_RETRY;
+        im_store_u64(at + 16, time_ms);
+        at += im_load_u32(at) + 4;
+    }
+}
+
 void im_fanout_publish(struct im_loop *loop, struct im_msg *msg,
                        struct im_topic *topic, const struct im_message *message,
                        uint64_t hash, uint32_t skip)
 {
-    im_store_u64(msg->bytes + 16, loop->time_ms);
+    stamp(msg, loop->time_ms);
 
     /* Before the local delivery: a lent message is read by others, and nothing
      * writes into it after this. */
@@ -115,7 +127,7 @@ void im_fanout_relayed(struct im_loop *loop, struct im_msg *msg)
 
 void im_fanout_broadcast(struct im_loop *loop, struct im_msg *msg)
 {
-    im_store_u64(msg->bytes + 16, loop->time_ms);
+    stamp(msg, loop->time_ms);
     for (uint32_t slot = 0; slot < loop->conn_used; slot++) {
         uint8_t state = loop->conns[slot].state;
         if (state != IM_STATE_ACTIVE && state != IM_STATE_DRAINING)

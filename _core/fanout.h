@@ -5,10 +5,11 @@
 
 #include "loop.h"
 
-/* Sends a whole MESSAGE frame to the subscribers of its topic, on this thread
- * and the others, and drops the caller's reference. `topic` is its topic here,
- * or NULL when this thread has none; `skip` a slot that gets nothing, or
- * IM_NONE. Fills in the time. */
+/* Sends MESSAGE frames to the subscribers of their topic, on this thread and
+ * the others, and drops the caller's reference. `message` has what is the same
+ * in all frames of `msg`; `topic` is their topic here, or NULL when this thread
+ * has none; `skip` a slot that gets nothing, or IM_NONE. Fills in what is the
+ * server's. */
 void im_fanout_publish(struct im_loop *loop, struct im_msg *msg,
                        struct im_topic *topic, const struct im_message *message,
                        uint64_t hash, uint32_t skip);

@@ -32,6 +32,8 @@ enum im_status im_frame_peek(struct im_span in, uint32_t frame_max,
         return IM_MORE;
 
     out->at = in.at;
+    out->ahead = (uint32_t)in.len - out->size;
+    out->count = 1;
     out->type = in.at[4];
     out->flags = in.at[5];
     out->request = im_load_u16(in.at + 6);
@@ -57,6 +59,26 @@ enum im_status im_message_peek(const struct im_frame *frame,
     out->tag = (struct im_span){out->topic.at + topic_len, tag_len};
     out->sender = (struct im_span){out->tag.at + tag_len, sender_len};
     return IM_OK;
+}
+
+void im_frame_extend(struct im_frame *frame, uint32_t names_len,
+                     uint32_t len_max)
+{
+    const uint8_t *first = frame->at;
+    const uint32_t least = IM_MESSAGE_LEN + names_len;
+
+    while (frame->ahead >= least && frame->count < UINT16_MAX) {
+        const uint8_t *at = first + frame->size;
+        uint64_t size = (uint64_t)im_load_u32(at) + 4;
+        /* All but the length, the id and the body. */
+        if (size < least || size > frame->ahead ||
+            frame->size + size > len_max || memcmp(at + 4, first + 4, 20) ||
+            memcmp(at + 32, first + 32, 4 + names_len))
+            return;
+        frame->size += (uint32_t)size;
+        frame->ahead -= (uint32_t)size;
+        frame->count++;
+    }
 }
 
 enum im_status im_frame_check_client(const struct im_frame *frame)

@@ -48,7 +48,9 @@ enum im_flag {
 /* One whole frame, in place; valid as long as the bytes it was peeked from. */
 struct im_frame {
     const uint8_t *at;
-    uint32_t size; /* head included */
+    uint32_t size;  /* head included */
+    uint32_t ahead; /* bytes behind it, in the span it was peeked from */
+    uint16_t count; /* 1, or more: im_frame_extend */
     uint16_t request;
     uint8_t type;
     uint8_t flags;
@@ -74,6 +76,13 @@ enum im_status im_frame_peek(struct im_span in, uint32_t frame_max,
  * the bounds of topic, tag and sender. */
 enum im_status im_message_peek(const struct im_frame *frame,
                                struct im_message *out);
+
+/* Extends a judged MESSAGE over those behind it that differ from it in nothing
+ * but id and body: what holds of its flags, topic, tag and sender holds of
+ * theirs. `names_len` is the length of the three together. Not beyond
+ * `len_max` bytes. */
+void im_frame_extend(struct im_frame *frame, uint32_t names_len,
+                     uint32_t len_max);
 
 /* What a client may send: known flags, nothing in the fields that only the
  * server fills in. IM_BAD for anything else. */

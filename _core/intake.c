@@ -54,16 +54,16 @@ static uint32_t frame_max(const struct im_loop *loop,
                                              : config->max_frame_bytes;
 }
 
-/* One frame, then what every frame entails. */
+/* A frame or a run of them, then what every frame entails. */
 static enum im_fate take_and_settle(struct im_loop *loop, uint32_t slot,
-                                    const struct im_frame *frame,
+                                    struct im_frame *frame,
                                     struct im_msg *owned)
 {
     struct im_conn *conn = &loop->conns[slot];
     enum im_fate fate = im_dispatch(loop, slot, frame, owned);
 
     if (fate == IM_TAKEN) {
-        im_stat_add(&loop->stats.frames_in, 1);
+        im_stat_add(&loop->stats.frames_in, frame->count);
         if (conn->state != IM_STATE_AUTHENTICATING)
             im_heartbeat_seen(&loop->heartbeat, slot, loop->now_ms);
     }

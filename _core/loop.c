@@ -83,13 +83,12 @@ static enum im_status init_memory(struct im_loop *loop)
     loop->conns = calloc(slots + 1, sizeof *loop->conns);
     loop->users = calloc(slots + 1, sizeof *loop->users);
     /* A slot may be put on a list again while it is being walked. */
-    loop->dirty.slots = calloc(2u * slots + 1, sizeof *loop->dirty.slots);
     loop->resume.slots = calloc(2u * slots + 1, sizeof *loop->resume.slots);
     loop->relay_count = threads;
     loop->relays = aligned_alloc(IM_CACHE_LINE, threads * sizeof *loop->relays);
     loop->gather.scratch = malloc(IM_GATHER_SCRATCH);
-    if (!loop->conns || !loop->users || !loop->dirty.slots ||
-        !loop->resume.slots || !loop->relays || !loop->gather.scratch)
+    if (!loop->conns || !loop->users || !loop->resume.slots || !loop->relays ||
+        !loop->gather.scratch)
         return IM_FULL;
     memset(loop->relays, 0, threads * sizeof *loop->relays);
 
@@ -99,8 +98,9 @@ static enum im_status init_memory(struct im_loop *loop)
     uint64_t queue_len = QUEUE_LEN;
     if (queue_len < 4ull * config->max_frame_bytes)
         queue_len = 4ull * config->max_frame_bytes;
-    if (im_ring_init(&loop->ring, RING_LEN) ||
-        im_pool_init(&loop->pool, (uint16_t)loop->number, config->pool_bytes,
+    if (im_slots_init(&loop->dirty, slots + 1) ||
+        im_ring_init(&loop->ring, RING_LEN) ||
+        im_pool_init(&loop->pool, (uint8_t)loop->number, config->pool_bytes,
                      message_max) ||
         im_topics_init(&loop->topics, loop->core->seed) ||
         im_heartbeat_init(&loop->heartbeat, slots + 1) ||
@@ -209,7 +209,7 @@ void im_loop_free(struct im_loop *loop)
     free(loop->gather.scratch);
     free(loop->relays);
     free(loop->resume.slots);
-    free(loop->dirty.slots);
+    im_slots_free(&loop->dirty);
     free(loop->users);
     free(loop->conns);
 }
@@ -377,11 +377,11 @@ static void resume_all(struct im_loop *loop)
 
 void im_loop_flush(struct im_loop *loop)
 {
-    /* Closing a doomed connection puts its goodbye behind the others. */
-    for (uint32_t i = 0; i < loop->dirty.count; i++) {
-        uint32_t slot = loop->dirty.slots[i];
+    uint32_t slot;
+
+    /* Closing a doomed connection marks it once more, for its goodbye. */
+    while ((slot = im_slots_take(&loop->dirty)) != IM_NONE) {
         struct im_conn *conn = &loop->conns[slot];
-        conn->marks &= (uint8_t)~IM_MARK_DIRTY;
         if (IM_UNLIKELY(conn->marks & IM_MARK_DOOMED)) {
             if (conn->close_code == IM_CLOSE_SLOW)
                 im_stat_add(&loop->stats.slow_readers, 1);
@@ -391,7 +391,6 @@ void im_loop_flush(struct im_loop *loop)
             im_conn_flush(loop, slot);
         }
     }
-    loop->dirty.count = 0;
     loop->unflushed = 0;
 }
 

@@ -1,9 +1,10 @@
 /*
  * outbox.c - references in blocks, gathered into as few sends as possible.
  *
- * The common turn puts one to a few dozen small messages and sends them all:
- * one block, one copy into the scratch, one send. Copying wins over a vector
- * of parts up to a few kilobytes; above that the message is its own part.
+ * The common turn puts one message, sent from where it is, or a few dozen small
+ * ones: one block, one copy into the scratch, one send. Copying wins over a
+ * vector of parts up to a few kilobytes; above that the message is its own
+ * part.
  */
 #include "outbox.h"
 
@@ -23,25 +24,56 @@ static struct block *block_of(struct im_msg *slot)
     return (struct block *)(void *)slot->bytes;
 }
 
+static struct im_msg *new_block(struct im_pool *pool, enum im_purpose purpose)
+{
+    struct im_msg *slot = im_pool_take(pool, sizeof(struct block), purpose);
+    if (slot)
+        block_of(slot)->next = NULL;
+    return slot;
+}
+
+/* Room for one more reference behind the others. */
+static enum im_status make_room(struct im_outbox *outbox, struct im_pool *pool,
+                                enum im_purpose purpose)
+{
+    struct im_msg *slot = new_block(pool, purpose);
+    if (!slot)
+        return IM_FULL;
+
+    uint8_t moved = 0;
+    if (outbox->last) {
+        block_of(outbox->last)->next = slot;
+    } else {
+        block_of(slot)->refs[moved++] = outbox->first;
+        outbox->first = slot;
+        outbox->head = 0;
+    }
+    outbox->last = slot;
+    outbox->tail = moved;
+    return IM_OK;
+}
+
 enum im_status im_outbox_put(struct im_outbox *outbox, struct im_pool *pool,
                              struct im_msg *msg, enum im_purpose purpose)
 {
-    if (!outbox->last || outbox->tail == IM_OUTBOX_REFS) {
-        struct im_msg *slot = im_pool_take(pool, sizeof(struct block), purpose);
-        if (!slot)
+    if (!outbox->first) {
+        outbox->first = msg;
+    } else {
+        if ((!outbox->last || outbox->tail == IM_OUTBOX_REFS) &&
+            make_room(outbox, pool, purpose) != IM_OK)
             return IM_FULL;
-        block_of(slot)->next = NULL;
-        if (outbox->last)
-            block_of(outbox->last)->next = slot;
-        else
-            outbox->first = slot;
-        outbox->last = slot;
-        outbox->tail = 0;
+        block_of(outbox->last)->refs[outbox->tail++] = msg;
     }
-    block_of(outbox->last)->refs[outbox->tail++] = msg;
     outbox->bytes += msg->len;
     outbox->refs++;
     return IM_OK;
+}
+
+/* The message that is sent next. */
+static struct im_msg *front(const struct im_outbox *outbox)
+{
+    return outbox->last ? block_of(outbox->first)->refs[outbox->head]
+                        : outbox->first;
 }
 
 static bool gather_copy(struct im_gather *gather, uint32_t *copied,
@@ -70,6 +102,14 @@ void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
 
     gather->count = 0;
     gather->bytes = 0;
+    if (IM_LIKELY(outbox->refs == 1)) {
+        /* Alone, a message leaves from where it is. */
+        gather->parts[0] =
+            (struct iovec){front(outbox)->bytes + skip, outbox->bytes};
+        gather->count = 1;
+        gather->bytes = outbox->bytes;
+        return;
+    }
     for (struct im_msg *slot = outbox->first; slot;
          slot = block_of(slot)->next, at = 0) {
         uint32_t end = slot == outbox->last ? outbox->tail : IM_OUTBOX_REFS;
@@ -78,9 +118,7 @@ void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
             uint8_t *from = msg->bytes + skip;
             uint32_t len = msg->len - skip;
 
-            /* Alone, a message leaves from where it is. */
-            bool alone = len == outbox->bytes;
-            if (len <= COPY_MAX && !alone) {
+            if (len <= COPY_MAX) {
                 if (!gather_copy(gather, &copied, from, len))
                     return;
             } else if (gather->count == IM_GATHER_PARTS) {
@@ -93,15 +131,25 @@ void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
     }
 }
 
-static void drop_block(struct im_outbox *outbox, struct im_pool *pool)
+/* The first message is through: it goes, and its block when that is empty. */
+static void drop_front(struct im_outbox *outbox, struct im_pool *pool)
 {
-    struct im_msg *slot = outbox->first;
+    struct im_msg *block = outbox->last ? outbox->first : NULL;
 
-    outbox->first = block_of(slot)->next;
+    im_msg_drop(pool, front(outbox));
+    outbox->refs--;
+    if (!block) {
+        outbox->first = NULL;
+        return;
+    }
+    outbox->head++;
+    if (outbox->head < (block == outbox->last ? outbox->tail : IM_OUTBOX_REFS))
+        return;
+    outbox->first = block_of(block)->next;
     outbox->head = 0;
     if (!outbox->first)
         outbox->last = NULL;
-    im_msg_drop(pool, slot);
+    im_msg_drop(pool, block);
 }
 
 void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
@@ -110,22 +158,11 @@ void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
     IM_ASSERT(len <= outbox->bytes);
     outbox->bytes -= len;
     len += outbox->sent;
-    outbox->sent = 0;
-    while (outbox->first) {
-        struct im_msg *slot = outbox->first;
-        uint32_t end = slot == outbox->last ? outbox->tail : IM_OUTBOX_REFS;
-        for (; outbox->head < end; outbox->head++) {
-            struct im_msg *msg = block_of(slot)->refs[outbox->head];
-            if (len < msg->len) {
-                outbox->sent = len;
-                return;
-            }
-            len -= msg->len;
-            outbox->refs--;
-            im_msg_drop(pool, msg);
-        }
-        drop_block(outbox, pool);
+    while (outbox->refs && len >= front(outbox)->len) {
+        len -= front(outbox)->len;
+        drop_front(outbox, pool);
     }
+    outbox->sent = len;
 }
 
 void im_outbox_clear(struct im_outbox *outbox, struct im_pool *pool)
@@ -139,16 +176,14 @@ void im_outbox_cut(struct im_outbox *outbox, struct im_pool *pool)
     uint32_t sent = outbox->sent;
 
     if (sent) {
-        begun = block_of(outbox->first)->refs[outbox->head];
+        begun = front(outbox);
         im_msg_share(pool, begun, 1);
     }
     im_outbox_clear(outbox, pool);
     if (!begun)
         return;
-    if (im_outbox_put(outbox, pool, begun, IM_FOR_CONTROL) != IM_OK) {
-        im_msg_drop(pool, begun);
-        return;
-    }
+    /* Into an empty outbox, which takes one without a block. */
+    im_outbox_put(outbox, pool, begun, IM_FOR_CONTROL);
     outbox->sent = sent;
     outbox->bytes = begun->len - sent;
 }

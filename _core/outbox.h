@@ -1,9 +1,10 @@
 /*
  * outbox.h - what one connection still has to send: references in order.
  *
- * Filled by fan-out, emptied once a turn. An idle connection owns nothing here
- * but these 24 bytes; the blocks that hold references come from the message
- * pool, so a reader that lags costs pool memory and hits the pool's bound.
+ * Filled by fan-out, emptied once a turn. Most turns owe a connection one
+ * message: its reference stands here by itself. From the second one on blocks
+ * hold them, which come from the message pool, so a reader that lags costs pool
+ * memory and hits the pool's bound. An idle connection owns but these 32 bytes.
  *
  *   O1  bytes = the sum of what the references hold, less what of the first
  *       one was sent already; refs = how many there are.
@@ -19,8 +20,8 @@
 #define IM_OUTBOX_REFS 28u /* with the link they fill a slot of 256 bytes */
 
 struct im_outbox {
-    struct im_msg *first; /* blocks: pool slots that hold references */
-    struct im_msg *last;
+    struct im_msg *first; /* blocks: pool slots that hold references; or */
+    struct im_msg *last;  /* NULL, and first is the only message itself */
     uint32_t bytes;
     uint32_t sent; /* of the first message */
     uint32_t refs; /* messages waiting */

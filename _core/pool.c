@@ -64,7 +64,7 @@ static void init_classes(struct im_pool *pool)
     }
 }
 
-enum im_status im_pool_init(struct im_pool *pool, uint16_t owner,
+enum im_status im_pool_init(struct im_pool *pool, uint8_t owner,
                             size_t pool_bytes, uint32_t len_max)
 {
     uint32_t page_len = PAGE_LEN_MIN;
@@ -207,7 +207,7 @@ struct im_msg *im_pool_take(struct im_pool *pool, uint32_t len,
         msg = (struct im_msg *)((uint8_t *)page + page->fresh);
         page->fresh += pool->slot_len[size_class];
         msg->owner = pool->owner;
-        msg->size_class = (uint16_t)size_class;
+        msg->size_class = (uint8_t)size_class;
         atomic_init(&msg->shared, 0);
     }
     page->used++;
@@ -217,6 +217,7 @@ struct im_msg *im_pool_take(struct im_pool *pool, uint32_t len,
 
     msg->refs = 1;
     msg->len = len;
+    msg->frames = 1;
     return msg;
 }
 

@@ -24,8 +24,9 @@ struct im_msg {
     uint32_t refs;
     _Atomic uint32_t shared;
     uint32_t len;        /* bytes in use */
-    uint16_t owner;      /* number of the owning pool */
-    uint16_t size_class; /* index of its slot size */
+    uint16_t frames;     /* whole frames in them */
+    uint8_t owner;       /* number of the owning pool */
+    uint8_t size_class;  /* index of its slot size */
     struct im_msg *next; /* in the list of returned loans */
     uint8_t bytes[];
 };
@@ -45,7 +46,7 @@ struct im_pool {
     uint32_t reserve; /* spare pages kept for control frames */
     uint32_t taken;   /* messages out */
     uint32_t class_count;
-    uint16_t owner;
+    uint8_t owner;
     struct im_page *empty; /* used before, free now */
     struct im_page *partial[IM_POOL_CLASSES];
     uint32_t slot_len[IM_POOL_CLASSES];
@@ -61,12 +62,12 @@ enum im_purpose { IM_FOR_MESSAGE, IM_FOR_CONTROL };
 /* A pool of about `pool_bytes` for messages of up to `len_max` bytes, owned by
  * thread `owner`. Memory is only touched as it is used. IM_FULL when it cannot
  * be mapped. */
-enum im_status im_pool_init(struct im_pool *pool, uint16_t owner,
+enum im_status im_pool_init(struct im_pool *pool, uint8_t owner,
                             size_t pool_bytes, uint32_t len_max);
 void im_pool_free(struct im_pool *pool);
 
-/* A message with room for `len` bytes, its `len` set, one reference held by the
- * caller. NULL when the pool is dry. */
+/* A message with room for `len` bytes, its `len` set, for one frame, one
+ * reference held by the caller. NULL when the pool is dry. */
 struct im_msg *im_pool_take(struct im_pool *pool, uint32_t len,
                             enum im_purpose purpose);
 

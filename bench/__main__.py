@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import progress, report, report_plots, report_tables
+from bench.peers import PEERS, ROOT, ServerError
 from bench.report_verdicts import FLOOR, OURS, verdicts
 from bench.scenario import QUICK, Scenario, Settings
 from bench.scenarios import SCENARIOS, SERIES
-from bench.servers import PEERS, ROOT, ServerError
 from imserver.load import LoadError
 from imserver.load_process import pin, placement
 
@@ -29,9 +29,6 @@ class Planned(NamedTuple):
     scenario: Scenario
     peer: str
     repeat: int
-
-    def about_s(self, settings: Settings) -> float:
-        return self.scenario.about_s + settings.warm_up_s + settings.seconds
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -113,9 +110,14 @@ def measure(found: report.Report, planned: Sequence[Planned], settings: Settings
     where = placement()
     obstacles = {peer: PEERS[peer].obstacle() for peer in {one.peer: None for one in planned}}
     found["skipped"] = {peer: why for peer, why in obstacles.items() if why}
+    found["peers"] = {
+        peer: {"title": PEERS[peer].title(), "lacks": PEERS[peer].lacks}
+        for peer, why in obstacles.items()
+        if not why
+    }
     possible = [one for one in planned if not obstacles[one.peer]]
     pin(where.generator)
-    with progress.shown([one.about_s(settings) for one in possible]) as display:
+    with progress.shown([one.scenario.about_s for one in possible]) as display:
         for scenario, peer, repeat in possible:
             display.begin(f"{scenario.name}, {peer}")
             try:
@@ -162,7 +164,7 @@ def show_list(options: argparse.Namespace) -> int:
     planned = plan(options, settings)
     for scenario, peers in _shown(planned):
         print(f"{scenario.name:24} {scenario.title} ({', '.join(peers)})")
-    minutes = sum(one.about_s(settings) for one in planned) / 60
+    minutes = sum(one.scenario.about_s for one in planned) / 60
     print(f"{len(planned)} samples, about {minutes:.0f} minutes")
     return 0
 

@@ -2,7 +2,7 @@
 
 setup.py executes this file; the C beside it is built by setup.py as a library, under the strict
 flags that what cffi writes would not stand. `imserver.load` is the only importer. The compiler
-checks every declaration against load.h and histogram.h. Paths are relative to the project root.
+checks every declaration against the headers. Paths are relative to the project root.
 """
 
 import cffi  # type: ignore[import-untyped]
@@ -15,8 +15,11 @@ void histogram_add(struct histogram *, const struct histogram *);
 uint64_t histogram_at(const struct histogram *, double share);
 void histogram_record(struct histogram *, uint64_t value);
 
-struct load_wire { uint32_t length_at; uint32_t length_adds; uint32_t max_frame_bytes;
-                   int32_t type_at; uint32_t stamp_from_end; uint32_t pong_len; uint8_t pong[16];
+struct cut { uint32_t kind; uint32_t length_at; uint32_t length_adds; int32_t type_at;
+             uint32_t max_bytes; };
+uint32_t cut_reply(const struct cut *, const uint8_t *at, size_t len, uint8_t *type);
+
+struct load_wire { struct cut cut; uint32_t stamp_from_end; uint32_t pong_len; uint8_t pong[16];
                    uint8_t kinds[256]; };
 struct load_run { uint64_t duration_ns; uint64_t drain_ns; uint64_t messages; uint64_t rate;
                   uint32_t depth; uint32_t burst; };
@@ -46,5 +49,5 @@ ffi.set_source(
     '#include "load.h"',
     include_dirs=["bench"],
     libraries=["imload", "m"],
-    depends=["bench/load.h", "bench/histogram.h"],
+    depends=["bench/load.h", "bench/cut.h", "bench/histogram.h"],
 )

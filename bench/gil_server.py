@@ -1,6 +1,6 @@
 """A Python program with imserver in it, whose other code holds the GIL when told to.
 
-Started by servers.gil_host as `python -m bench.gil_server CONFIG`. Prints "ready", then answers
+Started by peers.gil_host as `python -m bench.gil_server CONFIG`. Prints "ready", then answers
 the lines it reads: "hold" begins to hold the GIL for 500 ms at a time with 5 ms between, "rest"
 stops that and is answered with how often it was held.
 

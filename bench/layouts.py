@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from bench.adapters import Adapter
+from bench.peers import Adapter
 from imserver.load import Generator, Step
 
 #: The body of a message where nothing else is said: 64 bytes, the last 8 of which become the stamp.

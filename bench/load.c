@@ -29,7 +29,8 @@ struct load *load_new(uint32_t max_connections, const struct load_wire *wire)
     load->dirty = calloc(max_connections, sizeof *load->dirty);
     load->inbox = malloc(LOAD_INBOX_BYTES);
     if (load->epoll >= 0 && load->conns && load->groups && load->dirty &&
-        load->inbox && wire->max_frame_bytes <= LOAD_INBOX_BYTES / 2 &&
+        load->inbox && wire->cut.max_bytes <= LOAD_INBOX_BYTES / 2 &&
+        (!wire->stamp_from_end || wire->stamp_from_end >= sizeof(uint64_t)) &&
         wire->pong_len <= sizeof wire->pong)
         return load;
     load_free(load);

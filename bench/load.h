@@ -2,7 +2,7 @@
  * load.h - the load generator: one thread that keeps thousands of connections
  * busy, and costs so little that the server beside it is what is measured.
  *
- * A server is described by data: how its replies are cut (struct load_wire), a
+ * A server is described by data: how its replies are cut (struct cut), a
  * script of bytes that logs a connection in, and the frame that it publishes.
  * Connections that hear each other form a group; the group knows how many
  * deliveries are on their way, and that is all a closed loop needs to know.
@@ -15,7 +15,7 @@
  *   L3  a run ends when all that was sent has arrived, or drain_ns later.
  *
  * Not here: who listens to what (scenarios.py), what the bytes of a protocol
- * are (adapters.py), CPU time of the server (process.py).
+ * are (peers/), CPU time of the server (process.py).
  */
 #pragma once
 
@@ -23,6 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cut.h"
 #include "histogram.h"
 
 /* What a reply of some type means to the generator. */
@@ -33,14 +34,11 @@ enum load_kind {
     LOAD_FAILURE = 3  /* the connection counts as lost; the text is kept */
 };
 
-/* Length-prefixed replies: a big-endian u32 at `length_at`, to which
- * `length_adds` is added for the size of the whole. */
+/* How replies are cut, what they mean, and where the u64 stamp is. */
 struct load_wire {
-    uint32_t length_at;
-    uint32_t length_adds;
-    uint32_t max_frame_bytes; /* at most 128 KiB */
-    int32_t type_at;          /* offset of the type byte, -1: all are type 0 */
-    uint32_t stamp_from_end;  /* the u64 stamp begins so far from the end */
+    struct cut cut;          /* its max_bytes at most 128 KiB */
+    uint32_t stamp_from_end; /* of a reply, and of the frame that is published;
+                                0: none, no latency is recorded */
     uint32_t pong_len;
     uint8_t pong[16];
     uint8_t kinds[256]; /* enum load_kind by type */

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from bench.build import compiler
-from bench.servers import ROOT
+from bench.peers import ROOT
 from imserver.load_process import Placement
 
 

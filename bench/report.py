@@ -2,6 +2,7 @@
 after the scenarios have changed.
 
     format, taken, commit, machine, settings, interrupted
+    peers     name: title, lacks
     skipped   peer: why
     failed    [{scenario, peer, text}]
     series    name: title, axis, flat
@@ -39,6 +40,7 @@ def new_report(settings: Settings, where: Placement) -> Report:
         "machine": machine.card(where),
         "settings": asdict(settings),
         "interrupted": False,
+        "peers": {},
         "skipped": {},
         "failed": [],
         "series": {one.name: asdict(one) for one in SERIES},
@@ -76,6 +78,7 @@ def merge(into: Report, newer: Report) -> Report:
     return {
         **into,
         "series": {**into["series"], **newer["series"]},
+        "peers": {**into["peers"], **newer["peers"]},
         "failed": [*failed, *newer["failed"]],
         "results": {**into["results"], **retaken},
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: The cases of which the peers are drawn beside each other.
 _CASES: Final = ("ping-pong", "pipelined", "fan-out-1000")
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "imserver",
     "svg.fonttype": "none",
     "font.size": 9,

@@ -64,9 +64,12 @@ def cases(report: Report) -> Table:
 def peers(report: Report) -> Table:
     """A line a peer, medians of the cases that others were measured in."""
     shown = {name: row for name, row in _with_view(report, "case").items() if others(row)}
-    rows = [["server", *(f"{name}, {row['unit']}" for name, row in shown.items())]]
+    heads = (f"{name}, {row['unit']}" for name, row in shown.items())
+    rows = [["server", "version", *heads, "what it does not do, and imserver does"]]
     for peer in _order({peer for row in shown.values() for peer in row["samples"]}):
-        rows.append([peer, *(_median(values(row, peer)) for row in shown.values())])
+        about = report["peers"].get(peer, {"title": "", "lacks": ""})
+        found = (_median(values(row, peer)) for row in shown.values())
+        rows.append([peer, about["title"], *found, about["lacks"]])
     return rows if shown else []
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from bench import process
-from bench.servers import Auth, Server
+from bench.peers import Auth, Server
 from imserver.load_process import Placement, usage
 
 DISTURBED: Final = 0.05  # share of its CPU that a server had to leave to others
@@ -68,8 +68,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Scenario:
-    """`measure` runs it once against a peer. `about_s` is what that takes beyond the seconds of
-    the settings, for the display of the time left. `view`: where the report shows it, besides the
+    """`measure` runs it once against a peer. `about_s` is what that takes with the settings of a
+    whole run, for the display of the time left. `view`: where the report shows it, besides the
     table of its series. `quick`: with whom it is part of a quick run."""
 
     name: str
@@ -79,7 +79,7 @@ class Scenario:
     measure: Callable[[str, Settings, Placement], Sample]
     targets: tuple[Target, ...] = ()
     repeats: int = 3
-    about_s: float = 1.5
+    about_s: float = 2.5
     series: str = ""
     x: int = 0
     view: Literal["case", "latency", "series"] = "case"

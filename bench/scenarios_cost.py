@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
-from bench.adapters import Adapter
 from bench.layouts import onlookers, share_of_topics, to_oneself, with_stalled
+from bench.peers import PEERS, Adapter, Task
 from bench.scenario import Sample, Settings, Watch, ours_set_to
-from bench.servers import PEERS, Task
 from imserver.load import Generator
 from imserver.load_process import Placement
 

@@ -5,7 +5,7 @@ from functools import partial
 from statistics import median
 from typing import Final
 
-from bench import servers
+from bench import peers
 from bench.layouts import to_oneself
 from bench.scenario import Sample, Settings, Watch
 from imserver.load import Generator, Histogram
@@ -23,7 +23,7 @@ def under_load(peer: str, settings: Settings, where: Placement) -> Sample:
     details: dict[str, float] = {}
     late: list[str] = []
     with (
-        servers.PEERS[peer].start("echo", settings.auth, where) as server,
+        peers.PEERS[peer].start("echo", settings.auth, where) as server,
         Generator(server.adapter.wire, CONNECTIONS) as load,
     ):
         to_oneself(load, server.adapter, CONNECTIONS)
@@ -65,7 +65,7 @@ def held_gil(peer: str, settings: Settings, where: Placement) -> Sample:
     windows: dict[str, list[int]] = {kind: [] for kind in kinds}
     lateness, holds, wall_s = Histogram(), 0, 0.0
     with (
-        servers.gil_host(settings.auth, where) as server,
+        peers.gil_host(settings.auth, where) as server,
         Generator(server.adapter.wire, CONNECTIONS) as load,
     ):
         to_oneself(load, server.adapter, CONNECTIONS)
@@ -86,7 +86,7 @@ def held_gil(peer: str, settings: Settings, where: Placement) -> Sample:
             wall_s += traffic.wall_s
         watch.stop(wall_s)
     if holds == 0:
-        raise servers.ServerError("the GIL was never held")
+        raise peers.ServerError("the GIL was never held")
     late_us, remarks = lateness.at(0.999) / 1000, list(watch.remarks())
     if late_us > LATE_US:
         remarks.append("generator late")

@@ -4,8 +4,8 @@ import time
 
 from bench import process
 from bench.layouts import onlookers
+from bench.peers import PEERS
 from bench.scenario import Sample, Settings
-from bench.servers import PEERS
 from imserver.load import Generator
 from imserver.load_process import Placement
 

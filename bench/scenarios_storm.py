@@ -1,8 +1,8 @@
 """Everybody at once: what a login and a subscription cost the server's CPU."""
 
 from bench.layouts import onlookers
+from bench.peers import PEERS
 from bench.scenario import Sample, Settings, Watch
-from bench.servers import PEERS
 from imserver.load import Generator
 from imserver.load_process import Placement
 

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from statistics import mean
 from typing import NamedTuple
 
+from bench.peers import PEERS, Server
 from bench.process import busy_s as busy_s_of
 from bench.scenario import DISTURBED, Sample, Settings, Watch, ours_set_to
 from bench.scenarios_cost import Closed, warm_up
-from bench.servers import PEERS, Server
 from imserver.load import Generator
 from imserver.load_process import Placement, allow
 

@@ -38,8 +38,10 @@ static void publish(struct load *load, struct conn *conn, uint32_t count,
     first = conn->frames + (size_t)conn->next_kind * conn->frame_len;
     conn->next_kind = (conn->next_kind + count) % conn->kinds;
     at = first + conn->frame_len - load->wire.stamp_from_end;
-    for (uint32_t i = 0; i < count; i++, at += conn->frame_len)
+    for (uint32_t i = 0; load->wire.stamp_from_end && i < count; i++) {
         memcpy(at, &stamp, sizeof stamp);
+        at += conn->frame_len;
+    }
     group->sender = conn->next_sender;
     group->owed += deliveries;
     load->owed += deliveries;
@@ -179,11 +181,11 @@ void load_go(struct load *load, const struct load_run *run,
             forget_dirty(load);
         if (is_open)
             publish_due(load, run, &schedule, end_ns);
-        take_turn(load, is_open ? 0 : 10);
+        take_turn(load, 0);
     }
     end_ns = now_ns() + run->drain_ns;
     while (load->owed && now_ns() < end_ns)
-        take_turn(load, 1);
+        take_turn(load, 0);
     forget_dirty(load);
     result->lost = load->lost;
     result->wall_ns = now_ns() - start_ns;

@@ -132,7 +132,7 @@ static void take_message(struct load *load, struct conn *conn,
     }
     group->owed--;
     load->owed--;
-    if (size >= load->wire.stamp_from_end) {
+    if (load->wire.stamp_from_end && size >= load->wire.stamp_from_end) {
         memcpy(&stamp, at + size - load->wire.stamp_from_end, sizeof stamp);
         histogram_record(load->latency, now > stamp ? now - stamp : 0);
     }
@@ -153,21 +153,6 @@ static void take_other(struct load *load, struct conn *conn, uint8_t type,
         /* With something unsent it will be heard of without a pong. */
         conn_send(load, conn, load->wire.pong, load->wire.pong_len);
     }
-}
-
-/* The size of the reply that begins there; 0 while it is not known. */
-static uint32_t reply_size(const struct load_wire *wire, const uint8_t *at,
-                           size_t len)
-{
-    uint32_t length;
-
-    if (len < wire->length_at + sizeof length)
-        return 0;
-    memcpy(&length, at + wire->length_at, sizeof length);
-    length = __builtin_bswap32(length);
-    if (length > wire->max_frame_bytes)
-        return UINT32_MAX;
-    return length + wire->length_adds;
 }
 
 static void keep_tail(struct load *load, struct conn *conn, const uint8_t *at,
@@ -194,20 +179,18 @@ static void take_replies(struct load *load, struct conn *conn, size_t len)
     uint64_t now = now_ns();
 
     while (conn->state != CONN_LOST) {
-        uint32_t size = reply_size(wire, at, len);
         uint8_t type;
+        uint32_t size = cut_reply(&wire->cut, at, len, &type);
 
-        if (size == UINT32_MAX ||
-            (size && (int64_t)size <= (int64_t)wire->type_at)) {
+        if (size == CUT_BAD) {
             conn_lose(load, conn, "bytes that are no reply", at,
                       len < 32 ? len : 32);
             return;
         }
-        if (size == 0 || size > len) {
+        if (size == CUT_MORE) {
             keep_tail(load, conn, at, len);
             break;
         }
-        type = wire->type_at < 0 ? 0 : at[wire->type_at];
         if (wire->kinds[type] == LOAD_MESSAGE && conn->state == CONN_ACTIVE)
             take_message(load, conn, at, size, now);
         else

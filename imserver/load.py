@@ -23,6 +23,12 @@ MESSAGE: Final = 1
 PING: Final = 2
 FAILURE: Final = 3
 
+LENGTH: Final = 0  # how replies are cut: cut.h, enum cut_kind
+NATS: Final = 1
+RESP3: Final = 2
+MQTT: Final = 3
+WEBSOCKET: Final = 4
+
 SATURATED: Final = 0.95  # share of its CPU from which the generator limits the server
 _NS = 1_000_000_000
 
@@ -40,14 +46,15 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Wire:
-    """How replies are cut, counted and stamped: length-prefixed, a big-endian u32."""
+    """How replies are cut, what a type means, and where the stamp is; cut.h has the types."""
 
+    cut: int = LENGTH
     length_at: int = 0
     length_adds: int = 4
-    max_frame_bytes: int = 65_536
-    type_at: int = -1  # -1: all replies are of type 0
+    type_at: int = -1
+    max_bytes: int = 128 * 1024  # of a reply
     kinds: Mapping[int, int] = field(default_factory=lambda: {0: MESSAGE})
-    stamp_from_end: int = 8  # bytes; what is published must have room for 8 there
+    stamp_from_end: int = 8  # of what is published and of what comes back; 0: it has none
     pong: bytes = b""
 
 
@@ -130,15 +137,16 @@ class Generator:
 
     def __init__(self, wire: Wire, max_connections: int) -> None:
         raw = _c.ffi.new("struct load_wire *")
-        raw.length_at, raw.length_adds = wire.length_at, wire.length_adds
-        raw.max_frame_bytes, raw.type_at = wire.max_frame_bytes, wire.type_at
+        raw.cut.kind, raw.cut.max_bytes = wire.cut, wire.max_bytes
+        raw.cut.length_at, raw.cut.length_adds = wire.length_at, wire.length_adds
+        raw.cut.type_at = wire.type_at
         raw.stamp_from_end, raw.pong_len = wire.stamp_from_end, len(wire.pong)
         raw.pong[0 : len(wire.pong)] = wire.pong
         for kind, meaning in wire.kinds.items():
             raw.kinds[kind] = meaning
         self._load = _c.lib.load_new(max_connections, raw)
         if not self._load:
-            raise LoadError("the generator lacks memory or descriptors, or max_frame is too large")
+            raise LoadError("the generator lacks memory or descriptors, or the wire is impossible")
 
     def __enter__(self) -> Self:
         return self

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import adapters, servers
 from bench.layouts import one_to_all, rooms, to_oneself
+from bench.peers import ROOT, adapter
+from bench.peers.floor import floor
+from bench.peers.imserver import imserver
 from imserver import load_process
 from imserver.load import FAILURE, Generator, Histogram, LoadError, Step, Wire
 
@@ -38,7 +40,7 @@ def test_everything_sent_to_the_floor_comes_back(
     where: load_process.Placement, connections: int, depth: int, burst: int
 ) -> None:
     with (
-        servers.floor("echo", "jwt", where) as server,
+        floor("echo", "jwt", where) as server,
         Generator(server.adapter.wire, connections) as load,
     ):
         to_oneself(load, server.adapter, connections)
@@ -51,7 +53,7 @@ def test_everything_sent_to_the_floor_comes_back(
 
 def test_a_burst_reaches_every_other_connection_of_the_floor(where: load_process.Placement) -> None:
     with (
-        servers.floor("fanout", "jwt", where) as server,
+        floor("fanout", "jwt", where) as server,
         Generator(server.adapter.wire, 51) as load,
     ):
         one_to_all(load, server.adapter, 50)
@@ -63,7 +65,7 @@ def test_a_burst_reaches_every_other_connection_of_the_floor(where: load_process
 def test_an_open_loop_sends_what_was_asked_for_and_keeps_the_time(
     where: load_process.Placement,
 ) -> None:
-    with servers.floor("echo", "jwt", where) as server, Generator(server.adapter.wire, 7) as load:
+    with floor("echo", "jwt", where) as server, Generator(server.adapter.wire, 7) as load:
         to_oneself(load, server.adapter, 7)
         load.open(server.address)
         traffic = load.check(load.run(0.25, rate=2_000))
@@ -74,7 +76,7 @@ def test_an_open_loop_sends_what_was_asked_for_and_keeps_the_time(
 def test_large_bursts_wait_for_the_kernel_and_lose_nothing(where: load_process.Placement) -> None:
     """Far more under way than socket buffers hold: short sends and cut frames on both sides."""
     frame = pack(">I", 30_000) + bytes(30_000)
-    with servers.floor("echo", "jwt", where) as server, Generator(Wire(), 2) as load:
+    with floor("echo", "jwt", where) as server, Generator(Wire(), 2) as load:
         for _ in range(2):
             load.add(load.group(1), frames=[frame])
         load.open(server.address)
@@ -110,7 +112,7 @@ def test_frames_of_a_connection_take_turns() -> None:
 
 def test_a_group_in_which_everybody_publishes_takes_turns(where: load_process.Placement) -> None:
     with (
-        servers.imserver_process("fanout", "jwt", where) as server,
+        imserver("fanout", "jwt", where) as server,
         Generator(server.adapter.wire, 20) as load,
     ):
         rooms(load, server.adapter, 20)
@@ -141,7 +143,7 @@ def test_a_mute_connection_is_owed_nothing_and_lost_without_loss() -> None:
 def test_steps_for_an_open_connection_run_at_the_next_opening() -> None:
     fake = FakeServer({1: control(2), 3: control(4)})
     try:
-        with Generator(adapters.IMSERVER_WIRE, 1) as load:
+        with Generator(adapter.FRAMES, 1) as load:
             number = load.add(load.group(1), script=[Step(control(1), 2)])
             load.open(fake.address, timeout_s=10)
             assert fake.heard == [1]
@@ -155,7 +157,7 @@ def test_steps_for_an_open_connection_run_at_the_next_opening() -> None:
 
 
 def test_a_server_that_dies_is_an_error_and_no_number(where: load_process.Placement) -> None:
-    with servers.floor("echo", "jwt", where) as server, Generator(server.adapter.wire, 3) as load:
+    with floor("echo", "jwt", where) as server, Generator(server.adapter.wire, 3) as load:
         to_oneself(load, server.adapter, 3)
         load.open(server.address)
         os.kill(server.pid, 9)
@@ -167,12 +169,12 @@ def test_a_server_that_dies_is_an_error_and_no_number(where: load_process.Placem
 
 def test_no_server_is_left_behind_when_the_harness_is_killed() -> None:
     script = (
-        "import time\nfrom bench import servers\nfrom imserver import load_process\n"
-        "with servers.floor('echo', 'jwt', load_process.placement()) as server:\n"
+        "import time\nfrom imserver import load_process\nfrom bench.peers.floor import floor\n"
+        "with floor('echo', 'jwt', load_process.placement()) as server:\n"
         "    print(server.pid, flush=True)\n    time.sleep(60)\n"
     )
     harness = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=servers.ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     try:
         assert harness.stdout is not None
@@ -187,7 +189,7 @@ def test_no_server_is_left_behind_when_the_harness_is_killed() -> None:
 
 
 def test_a_server_is_ended_when_a_scenario_fails(where: load_process.Placement) -> None:
-    with pytest.raises(ZeroDivisionError), servers.floor("echo", "jwt", where) as server:
+    with pytest.raises(ZeroDivisionError), floor("echo", "jwt", where) as server:
         raise ZeroDivisionError
     assert not Path(f"/proc/{server.pid}").exists()
 
@@ -235,9 +237,9 @@ def control(type: int, body: bytes = b"{}") -> bytes:
 def test_a_script_logs_in_subscribes_and_answers_pings() -> None:
     fake = FakeServer({1: control(2), 3: control(4)}, greeting=control(11, b""))
     try:
-        adapter = adapters.imserver(lambda number: {"user": adapters.user(number)})
-        with Generator(adapter.wire, 1) as load:
-            to_oneself(load, adapter, 1)
+        frames = adapter.frames(adapter.by_name)
+        with Generator(frames.wire, 1) as load:
+            to_oneself(load, frames, 1)
             load.open(fake.address, timeout_s=10)
             traffic = load.check(load.run(10, depth=1, messages=5))
     finally:
@@ -250,9 +252,9 @@ def test_a_script_logs_in_subscribes_and_answers_pings() -> None:
 def test_a_refusal_is_told_with_its_text() -> None:
     fake = FakeServer({1: control(15, b'{"code":401}')})
     try:
-        adapter = adapters.imserver(lambda number: {"token": "?"})
-        with Generator(adapter.wire, 1) as load:
-            load.add(load.group(1), script=adapter.login(0))
+        frames = adapter.frames(lambda number: {"token": "?"})
+        with Generator(frames.wire, 1) as load:
+            load.add(load.group(1), script=frames.login(0))
             with pytest.raises(LoadError, match=r'refused.*"code":401'):
                 load.open(fake.address, timeout_s=10)
     finally:
@@ -262,7 +264,7 @@ def test_a_refusal_is_told_with_its_text() -> None:
 def test_silence_during_a_script_ends_after_the_time_out() -> None:
     fake = FakeServer({})
     try:
-        with Generator(adapters.IMSERVER_WIRE, 1) as load:
+        with Generator(adapter.FRAMES, 1) as load:
             load.add(load.group(1), script=[Step(control(1), awaits=2)])
             with pytest.raises(LoadError, match="0 of 1 connections"):
                 load.open(fake.address, timeout_s=0.2)
@@ -273,7 +275,7 @@ def test_silence_during_a_script_ends_after_the_time_out() -> None:
 def test_bytes_that_are_no_frame_lose_the_connection() -> None:
     fake = FakeServer({1: b"HTTP/1.1 400 Bad Request\r\n\r\n"})
     try:
-        with Generator(adapters.IMSERVER_WIRE, 1) as load:
+        with Generator(adapter.FRAMES, 1) as load:
             load.add(load.group(1), script=[Step(control(1), awaits=2)])
             with pytest.raises(LoadError, match=r"no reply: HTTP/1\.1 400"):
                 load.open(fake.address, timeout_s=10)
@@ -298,7 +300,9 @@ def test_what_the_generator_cannot_hold_is_refused() -> None:
         with pytest.raises(LoadError):
             load.group(1)
     with pytest.raises(LoadError):
-        Generator(Wire(max_frame_bytes=1 << 20), 1)
+        Generator(Wire(max_bytes=1 << 20), 1)
+    with pytest.raises(LoadError):
+        Generator(Wire(stamp_from_end=7), 1)  # the stamp has 8 bytes
 
 
 # --- percentiles ---------------------------------------------------------------------------------

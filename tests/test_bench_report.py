@@ -14,10 +14,10 @@ import pytest
 
 from bench import report, report_plots, report_tables
 from bench.__main__ import chosen_settings, main, parse, plan
+from bench.peers import ROOT
 from bench.progress import Clock
 from bench.report_verdicts import ahead, best_peer, of_floor, own_growth, rows_of, verdicts
 from bench.scenarios import SCENARIOS
-from bench.servers import ROOT
 
 TINY = ["--quick", "--seconds", "0.05", "--only", "pipelined", "--peer", "floor"]
 
@@ -70,6 +70,7 @@ def saved() -> report.Report:
         },
         "settings": {"repeats": 3, "seconds": 2.0},
         "interrupted": False,
+        "peers": {"redis": {"title": "Redis 7", "lacks": "no login"}},
         "skipped": {"picows": "not installed"},
         "failed": [{"scenario": "idle", "peer": "redis", "text": "no\nmore"}],
         "series": {"connections": {"title": "of all", "axis": "connections", "flat": 0.15}},
@@ -139,11 +140,11 @@ def test_the_tables_are_made_from_the_saved_samples(saved: report.Report) -> Non
     assert rows[2][2:] == ["1,234", "", "", "", "", "≤ 400", "MISSED, disturbed"]
     assert rows[-1][0] == "growth of our part, 100 to 1,000 connections (connections)"
     assert report_tables.peers(saved) == [
-        ["server", "ping-pong, µs"],
-        ["floor", "6.00"],
-        ["imserver", "9.00"],
-        ["nats", "20.0"],
-        ["redis", "15.0"],
+        ["server", "version", "ping-pong, µs", "what it does not do, and imserver does"],
+        ["floor", "", "6.00", ""],
+        ["imserver", "", "9.00", ""],
+        ["nats", "", "20.0", ""],
+        ["redis", "Redis 7", "15.0", "no login"],
     ]
     assert report_tables.series(saved, "connections")[-1] == ["growth of our part", "+0%", "+18%"]
     assert report_tables.latency(saved)[1][:4] == ["imserver", "10 %", "10,000", "10.0"]

@@ -85,6 +85,53 @@ def test_each_connection_receives_a_message_once_and_in_order(server: RunningSer
         assert ids == {f"writer{i}": list(range(500)) for i in range(3)}
 
 
+def test_what_was_sent_in_one_piece_arrives_as_if_sent_one_by_one(server: RunningServer) -> None:
+    """Runs of like messages travel as one; where they differ in anything the run ends."""
+    chance = random.Random(3)
+    topics, tags, flags = ["room:a", "room:b"], ["", "x", "y"], [0, RETRY, NO_ECHO]
+    bob = server.user("bob")
+    readers = {tag: server.user(f"reader-{tag or 'all'}") for tag in tags}
+    for tag, reader in readers.items():
+        for topic in topics:
+            reader.subscribe(topic, tag or "*")
+    bob.subscribe("room:a")
+    sent: list[tuple[str, str, int, bytes]] = []
+    pieces: list[bytes] = []
+    for id in range(3_000):
+        if not sent or chance.random() < 0.1:
+            topic, tag, flag = map(chance.choice, (topics, tags, flags))
+            if chance.random() < 0.2:
+                pieces.append(struct.pack(">IBBH", 4, FrameType.PING, 0, 9))
+        body = chance.randbytes(chance.choice([0, 1, 64, 64, 64, 700]))
+        sent.append((topic, tag, flag, body))
+        pieces.append(encode_message(topic, "bob", body, tag=tag, flags=flag, id=id))
+    stream, at = b"".join(pieces), 0
+    while at < len(stream):
+        size = chance.choice([1, 100, 5_000, 50_000, 200_000])
+        bob.send(stream[at : at + size])
+        at += size
+
+    def arrived(reader: Peer, wanted: list[int]) -> None:
+        for id in wanted:
+            topic, tag, flag, body = sent[id]
+            expected = encode_message(topic, "bob", body, tag=tag, flags=flag & ~RETRY, id=id)
+            frame = whole(reader)
+            assert frame[:16] + bytes(8) + frame[24:] == expected
+            assert frame[16:24] != bytes(8)
+        reader.ping()
+
+    for tag, reader in readers.items():
+        arrived(reader, [id for id, one in enumerate(sent) if tag in ("", one[1])])
+    echoed = [id for id, one in enumerate(sent) if one[0] == "room:a" and not one[2] & NO_ECHO]
+    ids = []
+    while len(ids) < len(echoed):
+        frame = bob.receive()
+        assert frame is not None
+        if frame[0] == FrameType.MESSAGE:
+            ids.append(int.from_bytes(frame[3][16:24]))
+    assert ids == echoed
+
+
 @pytest.mark.parametrize(
     ("expression", "received"),
     [

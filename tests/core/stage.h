@@ -191,11 +191,15 @@ static void write_message_to(uint8_t *to, const char *topic, size_t size)
     write_frame(to, IM_MESSAGE, 0, body, size - IM_HEAD_LEN);
 }
 
+/* Each has other flags than the one before it, so it is a message of its own.
+ */
 static void publish(int fd, size_t size)
 {
+    static uint8_t flags;
     uint8_t frame[FRAME_BYTES];
 
     write_message_to(frame, "room", size);
+    frame[5] = flags ^= IM_RETRY;
     send_bytes(fd, frame, size);
 }
 

@@ -98,6 +98,29 @@ static void nobody_is_closed_in_the_middle_of_its_own_publication(void)
     end(&stage);
 }
 
+static void a_run_crosses_to_the_other_thread_as_one(void)
+{
+    struct stage stage = new_stage(default_config(2));
+    uint8_t frame[FRAME_BYTES], run[3 * 100];
+
+    start_listening(&stage);
+    int author = log_in_to(&stage, "back");
+    int reader = log_in_to(&stage, "room");
+    publish(author, 64); /* it is allowed to, from here on */
+    settle(&stage);
+    CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
+    for (size_t i = 0; i < 3; i++)
+        write_message_to(run + i * 100, "room", 100);
+    send_bytes(author, run, sizeof run);
+    settle(&stage);
+    for (int i = 0; i < 3; i++)
+        CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
+    CHECK(stat_of(&stage, "relays") == 2);
+    CHECK(stat_of(&stage, "messages_in") == 4);
+    CHECK(stat_of(&stage, "deliveries") == 4);
+    end(&stage);
+}
+
 /* All wait in the backlog when the first thread begins to accept. */
 static void a_crowd_at_the_door_is_shared_out(void)
 {
@@ -351,6 +374,7 @@ static const struct {
 } STEPS[] = {
     STEP(a_burst_of_relays_makes_no_reader_slow),
     STEP(nobody_is_closed_in_the_middle_of_its_own_publication),
+    STEP(a_run_crosses_to_the_other_thread_as_one),
     STEP(a_crowd_at_the_door_is_shared_out),
     STEP(one_too_many_is_told_so),
     STEP(who_has_gone_is_not_counted_as_slow),

@@ -217,6 +217,63 @@ def test_topic_tag_and_sender_have_bounds(page, topic, tag, sender, fits) -> Non
     assert (seen_message(page, data) is not None) == fits
 
 
+# Runs of messages
+
+
+def alike(one: bytes, other: bytes) -> bool:
+    """Whether two whole MESSAGEs differ in nothing but length, id and body."""
+    names_end = 36 + sum(one[32:35])
+    return one[4:24] == other[4:24] and one[32:names_end] == other[32:names_end]
+
+
+run_frames = st.lists(
+    st.builds(
+        lambda topic, tag, flags, head, id, body: (
+            message_of(topic, tag, b"s", body, head=bytes([head]) + b"\0" * 15, id=id)[:5]
+            + bytes([flags])
+            + message_of(topic, tag, b"s", body, head=bytes([head]) + b"\0" * 15, id=id)[6:]
+        ),
+        st.sampled_from([b"topic", b"topic", b"topic", b"other"]),
+        st.sampled_from([b"", b"", b"", b"t"]),
+        st.sampled_from([0, 0, 0, RETRY]),
+        st.sampled_from([0, 0, 0, 0, 1]),
+        st.integers(0, 2**64 - 1),
+        st.binary(max_size=30),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@PROPERTY
+@given(run_frames, st.binary(max_size=50), st.integers(0, 600))
+def test_a_run_is_as_long_as_frames_differ_in_id_and_body_only(page, run, garbage, limit) -> None:
+    data = b"".join(run) + garbage
+    status, frame = peek(page.span(data), 8192)
+    assert status == lib.IM_OK
+    lib.im_frame_extend(frame, sum(run[0][32:35]), limit)
+    count, size = 1, len(run[0])
+    for other in run[1:]:
+        if not alike(run[0], other) or size + len(other) > limit:
+            break
+        count, size = count + 1, size + len(other)
+    if frame.count > len(run):  # garbage can be a message too
+        assert limit >= frame.size > len(b"".join(run))
+    else:
+        assert (frame.count, frame.size, frame.ahead) == (count, size, len(data) - size)
+
+
+@PROPERTY
+@given(run_frames, st.data())
+def test_a_run_ends_before_a_frame_that_is_cut_or_lies(page, run, data) -> None:
+    whole = b"".join(run[:1] * 3)
+    cut = data.draw(st.integers(0, len(run[0]) - 1))
+    for ending in (run[0][:cut], b"\xff\xff\xff\xff" + run[0][4:], bytes(4) + run[0][4:]):
+        _, frame = peek(page.span(whole + ending), 8192)
+        lib.im_frame_extend(frame, sum(run[0][32:35]), 8192)
+        assert (frame.count, frame.size) == (3, len(whole))
+
+
 # What clients may send
 
 

@@ -174,7 +174,16 @@ def test_large_messages_are_parts_of_their_own_between_small_ones(machine) -> No
     assert lengths == [10, 5000, 20, 5000]
 
 
+def test_one_message_alone_takes_no_block(machine) -> None:
+    machine.put_message(machine.pool.message(b"alone"))
+    assert machine.pool.it.taken == 1
+    machine.put_message(machine.pool.message(b"no more"))
+    assert machine.pool.it.taken == 3
+    assert machine.gathered() == b"aloneno more"
+
+
 def test_without_a_block_the_reference_stays_with_the_caller(machine) -> None:
+    machine.put_message(machine.pool.message(b"first"))
     msg = machine.pool.message(b"x" * 5000)
     taken = []
     for length in (100_000, 232):
@@ -183,7 +192,7 @@ def test_without_a_block_the_reference_stays_with_the_caller(machine) -> None:
     status = lib.im_outbox_put(machine.outbox, machine.pool.it, msg, lib.IM_FOR_MESSAGE)
     assert status == lib.IM_FULL
     assert msg.refs == 1
-    assert machine.outbox.bytes == 0
+    assert machine.gathered() == b"first"
     machine.put_message(msg, lib.IM_FOR_CONTROL)  # an answer may use the reserve
     for filler in taken:
         machine.pool.drop(filler)

@@ -1,0 +1,33 @@
+"""The floor: what the kernel asks for this traffic, and nothing else (floor.c)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from bench import build
+from bench.peers.adapter import RAW
+from bench.peers.peer import Auth, Peer, Server, Task, announced
+from imserver.load_process import Placement
+
+
+@contextmanager
+def floor(task: Task, auth: Auth, where: Placement) -> Iterator[Server]:
+    """It knows no login, whatever `auth` says."""
+    with announced("floor", [str(build.floor()), task], RAW, where.server) as server:
+        yield server
+
+
+def _obstacle() -> str:
+    try:
+        build.floor()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+FLOOR: Final = Peer(
+    start=floor,
+    obstacle=_obstacle,
+    title=lambda: "floor",
+    lacks="no login, topics, heartbeats or bounds",
+)

@@ -1,0 +1,3 @@
+module imserver/bench/peers
+
+go 1.19

@@ -1,0 +1,79 @@
+"""The micro-benchmarks still run, and the gate on instructions can fail. No time is looked at."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import instructions
+from bench.instructions import Row, compare
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_micro_benchmark_runs() -> None:
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--benchmark-disable"]
+    done = subprocess.run(
+        [*command, "bench/micro"], cwd=ROOT, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    if shutil.which("valgrind"):
+        assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "fails"), [(111.0, 100.0, True), (109.0, 100.0, False), (50.0, 100.0, False)]
+)
+def test_a_tenth_more_is_a_regression(now: float, before: float, fails: bool) -> None:
+    (row,) = compare({"path": now}, {"path": before})
+    assert row.is_regression is fails
+    assert ("REGRESSION" in str(row)) is fails
+
+
+def test_paths_that_came_or_went_are_told_and_do_not_decide() -> None:
+    rows = compare({"new path": 1.0}, {"old path": 2.0})
+    assert rows == [Row("old path", None, 2.0), Row("new path", 1.0, None)]
+    assert ["gone" in str(rows[0]), "new" in str(rows[1])] == [True, True]
+    assert not any(row.is_regression for row in rows)
+
+
+def test_without_a_compiler_or_valgrind_the_gate_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert instructions.main([]) == 2
+    assert "install it" in capsys.readouterr().err
+    with pytest.raises(instructions.GateError, match="valgrind"):
+        instructions.build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "count", "exit_code"),
+    [("gcc 1", 120.0, 1), ("gcc 1", 100.0, 0), ("gcc 2", 120.0, 0)],
+)
+def test_the_gate_decides_under_the_compiler_of_the_baseline(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    compiler: str,
+    count: float,
+    exit_code: int,
+) -> None:
+    baseline = tmp_path / "instructions.json"
+    baseline.write_text('{"compiler": "gcc 1", "instructions": {"path": 100.0}}')
+    monkeypatch.setattr(instructions, "BASELINE", baseline)
+    monkeypatch.setattr(instructions, "compiler", lambda: compiler)
+    monkeypatch.setattr(instructions, "measure", lambda: {"path": count})
+    assert instructions.main([]) == exit_code
+    assert ("does not decide" in capsys.readouterr().out) is (compiler == "gcc 2")
+
+
+def test_the_gate_counts_a_real_path(tmp_path: Path) -> None:
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    program = instructions.build(tmp_path)
+    first = instructions.count(program, "parse a frame")
+    assert first > 20
+    assert instructions.count(program, "parse a frame") == first
