@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.report import Report
-from bench.report_verdicts import FLOOR, OURS, others, rows_of, values
+from bench.report_verdicts import FLOOR, OURS, others, peers_of, rows_of, values
 from bench.scenarios_latency import LOADS
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _look(peer: str) -> dict[str, Any]:
 
 def _series(report: Report, name: str, all_axes: list["Axes"]) -> None:
     rows, about, axes = rows_of(report, name), report["series"][name], all_axes[0]
-    for peer in {peer: None for row in rows for peer in row["samples"]}:
+    for peer in peers_of(rows):
         points = [(row["x"], values(row, peer)) for row in rows if values(row, peer)]
         middles = [median(found) for _, found in points]
         below = [middle - min(found) for (_, found), middle in zip(points, middles, strict=True)]
@@ -84,6 +84,8 @@ def _series(report: Report, name: str, all_axes: list["Axes"]) -> None:
         xs = [x for x, _ in points]
         axes.errorbar(xs, middles, (below, above), marker=".", capsize=2, **_look(peer))
     axes.set_xscale("log")
+    axes.set_xticks([row["x"] for row in rows], [f"{row['x']:,}" for row in rows])
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel(about["axis"])
     axes.set_title(about["title"])
@@ -95,12 +97,16 @@ def _peers(report: Report, shown: list[str], all_axes: list["Axes"]) -> None:
         row = report["results"][name]
         found = {peer: median(values(row, peer)) for peer in row["samples"]}
         names = sorted(found, key=found.__getitem__, reverse=True)
-        colours = [_COLOURS.get(peer, "#64748b") for peer in names]
-        bars = axes.barh(names, [found[peer] for peer in names], color=colours)
-        axes.bar_label(bars, fmt="%.3g", padding=2)
+        # Points: on a scale of powers the length of a bar would mean nothing.
+        for peer in names:
+            axes.plot(found[peer], peer, "o", color=_COLOURS.get(peer, "#64748b"))
+            text = f"{found[peer]:.3g}"
+            axes.annotate(text, (found[peer], peer), (6, -3), textcoords="offset points")
         axes.set_xscale("log")
+        axes.set_xticks([], minor=True)
+        axes.set_xticks([])
         axes.set_title(f"{name}, {row['unit']}")
-        axes.margins(x=0.2)
+        axes.margins(x=0.3)
 
 
 def _latency(report: Report, all_axes: list["Axes"]) -> None:
@@ -115,4 +121,4 @@ def _latency(report: Report, all_axes: list["Axes"]) -> None:
         axes.set_xticks([1 / (1 - share) for share in shares.values()], list(shares))
         axes.minorticks_off()
         axes.set_title(f"µs at {load} % of capacity")
-    all_axes[0].legend()
+    all_axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -21,6 +21,7 @@ from bench.report_verdicts import (
     of_series,
     others,
     own_growth,
+    peers_of,
     rows_of,
     values,
 )
@@ -34,9 +35,12 @@ Table = list[list[str]]  # rows of cells, the head first
 
 def cases(report: Report) -> Table:
     """A line a case, medians with the range of all repeats, and verdicts."""
-    rows = [["case", "unit", "imserver", "floor", "× floor", "best peer", "ahead", "target", ""]]
+    rows = [
+        ["case", "unit", "imserver", "floor", "× floor", "best peer", "ahead", "target", "verdict"]
+    ]
     for name, result in _with_view(report, "case").items():
-        best = best_peer(result)
+        # How a ratio compares with that of others tells nothing of who is ahead.
+        best = best_peer(result) if result["unit"] != "times" else ""
         found = of_row(name, result)
         rows.append(
             [
@@ -46,7 +50,7 @@ def cases(report: Report) -> Table:
                 spread(values(result, FLOOR)),
                 spread(of_floor(result)),
                 f"{best} {spread(values(result, best))}" if best else "",
-                spread(ahead(result)),
+                spread(ahead(result)) if best else "",
                 "; ".join(one.target for one in found),
                 "; ".join(str(one) for one in found),
             ]
@@ -55,7 +59,7 @@ def cases(report: Report) -> Table:
         if verdict := of_series(report, name):
             xs = [row["x"] for row in rows_of(report, name)]
             title = f"growth of our part, {xs[0]:,} to {xs[-1]:,} {report['series'][name]['axis']}"
-            grown = "" if verdict.found is None else f"{verdict.found:.0%}"
+            grown = "" if verdict.found is None else f"{verdict.found:+.0%}"
             beside = f"{title} ({name})"
             rows.append([beside, "share", grown, "", "", "", "", verdict.target, str(verdict)])
     return rows
@@ -78,7 +82,7 @@ def series(report: Report, name: str) -> Table:
     rows = rows_of(report, name)
     axis = report["series"][name]["axis"]
     table = [[axis, *(f"{row['x']:,}" for row in rows)]]
-    for peer in _order({peer for row in rows for peer in row["samples"]}):
+    for peer in _order(peers_of(rows)):
         table.append([peer, *(_median(values(row, peer)) for row in rows)])
     table.append(["imserver × floor", *(_median(of_floor(row)) for row in rows)])
     if report["series"][name]["flat"] is not None and rows:
@@ -129,7 +133,7 @@ def _on_threads(result: Result) -> list[str]:
     if possible is None:
         return []
     cpus = details[0]["cpus"]
-    return [f"threads: with {cpus:g} CPUs, one of them the generator's too, at most {possible:.2f}"]
+    return [f"threads: {cpus:g} CPUs, the generator's among them, leave room for {possible:.2f}"]
 
 
 def markdown(report: Report, plots: Sequence[str] = ()) -> str:

@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
             "floor": f"≤ {self.limit:g} × floor",
             "more": f"> {self.limit:g}",
             "ahead": f"≥ {self.limit:g} × ahead",
-            "flat": f"± {self.limit:.0%}",
+            "flat": f"≤ +{self.limit:.0%}",
         }
         return signs[self.of]
 
@@ -72,19 +72,26 @@ def of_row(name: str, result: Result) -> list[Verdict]:
 
 
 def of_series(report: Report, name: str) -> Verdict | None:
-    """Whether it is flat; None where that is no question, or the series was not taken."""
+    """Whether it is flat, which a part that shrinks is; None where that is no question, or the
+    series was not taken."""
     limit, rows = report["series"][name]["flat"], rows_of(report, name)
     if limit is None or len(rows) < 2:
         return None
-    grown = [abs(one) for one in own_growth(rows) if one is not None]
+    grown = [one for one in own_growth(rows)[1:] if one is not None]
     disturbed = _is_disturbed(rows, (OURS, FLOOR))
-    return Verdict(name, "flat", max(grown[1:], default=None), limit, disturbed)
+    return Verdict(name, "flat", max(grown, default=None), limit, disturbed)
 
 
 def rows_of(report: Report, series: str) -> list[Result]:
     """The rows of a series, by their number."""
     rows = [row for row in report["results"].values() if row["series"] == series]
     return sorted(rows, key=lambda row: float(row["x"]))
+
+
+def peers_of(rows: list[Result]) -> list[str]:
+    """Who was measured along a series, and not in one row of it for another reason."""
+    seen = [peer for row in rows for peer in row["samples"]]
+    return [peer for peer in dict.fromkeys(seen) if 2 * seen.count(peer) > len(rows)]
 
 
 def own_growth(rows: list[Result]) -> list[float | None]:

@@ -26,9 +26,9 @@ def two_threads(shape: Closed, peer: str, settings: Settings, where: Placement) 
     """Deliveries a second with two I/O threads over those with one. Both servers run at once and
     are loaded in short windows by turns.
 
-    They may use every CPU but the generator's; where there are only two, both. Then the generator
-    takes its share of the second, and `possible` is the gain that is left: two CPUs over what a
-    delivery costs server and generator together, beside what one thread achieved.
+    They may use every CPU but the generator's; where there are only two, both. `possible` is the
+    gain that the CPUs leave room for, by what a delivery costs server and generator: where there
+    are only two, the generator takes its share of the second.
     """
     seen: dict[int, list[Window]] = {1: [], 2: []}
     cpus = set(range(os.cpu_count() or 1))
@@ -57,13 +57,17 @@ def two_threads(shape: Closed, peer: str, settings: Settings, where: Placement) 
     ours_s = sum(one.server_busy + one.generator_busy for both in seen.values() for one in both)
     foreign = all_s / wall_s - ours_s / (2 * WINDOWS)
     one, two = (Window(*map(mean, zip(*windows, strict=True))) for windows in seen.values())
-    cpus_a_delivery = (two.server_busy + two.generator_busy) / two.per_s
+    server_s, generator_s = two.server_busy / two.per_s, two.generator_busy / two.per_s
+    if len(cpus) > 2:
+        possible_per_s = min(2 / server_s, 1 / generator_s)
+    else:
+        possible_per_s = len(cpus) / (server_s + generator_s)
     details = {
         **{f"one_{name}": value for name, value in one._asdict().items()},
         **{f"two_{name}": value for name, value in two._asdict().items()},
         "cpus": float(len(cpus)),
         "foreign": foreign,
-        "possible": min(len(cpus), 3) / cpus_a_delivery / one.per_s,
+        "possible": possible_per_s / one.per_s,
     }
     said = {
         "generator at its limit": two.generator_busy > 0.95,

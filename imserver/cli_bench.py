@@ -18,10 +18,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import IO, Final, Literal, NamedTuple
 
 import click
 
@@ -148,12 +149,19 @@ def own_server(where: Placement, threads: str) -> Iterator[Subject]:
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         pin(where.server)
 
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=prepare
-    ) as child:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+            preexec_fn=prepare,
+        ) as child,
+    ):
         try:
-            yield Subject(_greeted_address(child), {"user": "bench"}, child.pid)
+            yield Subject(_greeted_address(child, log), {"user": "bench"}, child.pid)
         finally:
             child.terminate()
             try:
@@ -162,7 +170,7 @@ def own_server(where: Placement, threads: str) -> Iterator[Subject]:
                 child.kill()
 
 
-def _greeted_address(child: subprocess.Popen[str]) -> tuple[str, int]:
+def _greeted_address(child: subprocess.Popen[str], log: IO[str]) -> tuple[str, int]:
     """From the first line that `serve` prints, once it listens."""
     assert child.stdout is not None
     ready, _, _ = select.select([child.stdout], [], [], START_S)
@@ -170,9 +178,10 @@ def _greeted_address(child: subprocess.Popen[str]) -> tuple[str, int]:
     found = re.search(r"listens on ([\d.]+):(\d+)", line)
     if found is None:
         child.kill()
-        _, errors = child.communicate()
-        text = errors.strip().splitlines()[-1:] or [f"it said nothing in {START_S:.0f} s"]
-        raise CannotBench(f"the server did not start: {text[0]}")
+        child.wait()
+        log.seek(0)
+        last = log.read().strip().splitlines()[-1:] or [f"it said nothing in {START_S:.0f} s"]
+        raise CannotBench(f"the server did not start: {last[0]}")
     return found[1], int(found[2])
 
 

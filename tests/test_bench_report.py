@@ -86,7 +86,9 @@ def saved() -> report.Report:
             "idle": row("idle", {"value": 400}, imserver=samples(1234.5, remark="disturbed")),
             "held-gil": row("held", {"value": 2}, floor=[]),
             "threads": row("threads", {"more": 1}, imserver=threads),
-            "connections-100": in_series(100, floor=samples(5, 5), imserver=samples(5, 6)),
+            "connections-100": in_series(
+                100, floor=samples(5, 5), imserver=samples(5, 6), go=samples(9)
+            ),
             "connections-1000": in_series(1_000, floor=samples(8, 9), imserver=samples(9, 11)),
             "latency": {
                 **row("latency", {}, imserver=[{**samples(10)[0], "details": loads}]),
@@ -146,13 +148,15 @@ def test_the_tables_are_made_from_the_saved_samples(saved: report.Report) -> Non
         ["nats", "", "20.0", ""],
         ["redis", "Redis 7", "15.0", "no login"],
     ]
+    servers = [row[0] for row in report_tables.series(saved, "connections")[1:3]]
+    assert servers == ["floor", "imserver"]  # go was in one row only
     assert report_tables.series(saved, "connections")[-1] == ["growth of our part", "+0%", "+18%"]
     assert report_tables.latency(saved)[1][:4] == ["imserver", "10 %", "10,000", "10.0"]
     text = report_tables.markdown(saved)
     assert "picows was skipped: not installed" in text
     assert "failed: idle, redis: no\n" in text
     assert "disturbed: ping-pong, imserver (3 of 3); idle, imserver (1 of 1)" in text
-    assert "at most 1.50" in text
+    assert "room for 1.50" in text
     for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
         assert len({len(line) for line in table.splitlines()}) == 1
 
