@@ -82,10 +82,11 @@ def _reading(adapter: Adapter, number: int, topics: list[str]) -> Iterator[Step]
 def mostly_unheard(load: Generator, adapter: Adapter, connections: int) -> None:
     """Of sixteen messages that a connection publishes, itself hears one and nobody the others,
     which are short: to the generator the sixteen are one message, so that it has little to do
-    and the server much."""
+    and the server much. Each has a topic of its own, else a run of them would be little, too."""
     for number in range(connections):
-        topic, unheard = own_topic(number), f"room:unheard-{number}"
-        frame = adapter.publish(number, unheard, bytes(8)) * (UNHEARD - 1)
+        topic = own_topic(number)
+        others = [f"room:{number}-{other:x}" for other in range(UNHEARD - 1)]
+        frame = b"".join(adapter.publish(number, other, bytes(8)) for other in others)
         frame += adapter.publish(number, topic, BODY)
         script = (*adapter.login(number), *adapter.subscribe(topic))
         load.add(load.group(1), frames=[frame], script=script)

@@ -88,7 +88,7 @@ _CASES = (
     ),
     Scenario(
         "threads", "throughput with two I/O threads, over one", "times",
-        _OURS, partial(two_threads, Closed("echo", mostly_unheard, connections=50, depth=8)),
+        _OURS, partial(two_threads, Closed("echo", mostly_unheard, connections=50, depth=32)),
         (Target(1.0, "more"),), about_s=4.5,
     ),
     Scenario(
