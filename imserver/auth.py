@@ -9,18 +9,21 @@ answer is the same whatever was wrong; after it, the bearer may know.
         not read, `crit` is refused, `none` is no algorithm.
     A3  no `exp` or no `sub`, no identity.
 
-Not here: what rights mean for a topic (routing), the end of live sessions (gateway).
+Not here: a token's parts and its signature (auth_token), what rights mean for a topic (routing),
+the end of live sessions (gateway).
 """
 
-import base64
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jwt
 import msgspec
+from jwt.algorithms import Algorithm, get_default_algorithms
 
+from imserver.auth_token import check_claims, read_claims, read_header
 from imserver.config import Auth, ConfigError, Key
 from imserver.errors import ErrorCode, ImError
 from imserver.model_session import Rights, shared_rights
@@ -45,6 +48,7 @@ _CLAIM_ERRORS = (
 
 _log = logging.getLogger("imserver.auth")
 _jwt = jwt.PyJWT()
+_algorithms = get_default_algorithms()
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -67,6 +71,7 @@ class _Header(msgspec.Struct):
     alg: str
     kid: str | None = None
     crit: Any = None
+    b64: Any = True
 
 
 class _Grants(msgspec.Struct):
@@ -87,23 +92,21 @@ class Authenticator:
     def __init__(self, auth: Auth) -> None:
         self._auth = auth
         self._keys = {key.kid: (key.algorithm, _load(key)) for key in auth.keys}
+        # An issuer writes one header into all its tokens. What is refused is not kept, and
+        # strangers who send a new one each time only push the others out.
+        self._key_for = lru_cache(maxsize=64)(self._find_key)
 
     def identify(self, token: str) -> Identity:
         """The identity in a token, or ImError 401.
 
         A login that only the leeway still allowed ends with the leeway; all others at `exp`.
         """
+        auth = self._auth
         try:
-            algorithm, key = self._key_for(token)
-            claims = _jwt.decode(
-                token,
-                key,
-                algorithms=[algorithm],
-                audience=self._auth.audience or None,
-                issuer=self._auth.issuer or None,
-                leeway=self._auth.leeway_s,
-                options={"require": ["exp", "sub"]},
-            )
+            if len(token) > TOKEN_LEN_MAX or not token.isascii():
+                raise ValueError(f"a token is ASCII, at most {TOKEN_LEN_MAX} bytes")
+            claims = read_claims(token, self._key_for)
+            check_claims(claims, auth.issuer, auth.audience, auth.leeway_s)
             return self._read(claims)
         except _Refusal as refusal:
             reason = text = str(refusal)
@@ -117,14 +120,10 @@ class Authenticator:
         _log.debug("token refused: %.200r", reason)
         raise ImError(ErrorCode.UNAUTHORIZED, text)
 
-    def _key_for(self, token: str) -> "tuple[str, AllowedPublicKeys | bytes]":
-        if len(token) > TOKEN_LEN_MAX or not token.isascii():
-            raise ValueError(f"a token is ASCII, at most {TOKEN_LEN_MAX} bytes")
-        head = token.partition(".")[0]
-        padded = head + "=" * (-len(head) % 4)
-        header = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=_Header)
-        if header.crit is not None:
-            raise ValueError("crit names extensions that we do not have")
+    def _find_key(self, encoded: bytes) -> "tuple[Algorithm, AllowedPublicKeys | bytes]":
+        header = msgspec.convert(read_header(encoded), _Header)
+        if header.crit is not None or header.b64 is False:
+            raise ValueError("crit and b64 name extensions that we do not have")
         if header.kid is None and len(self._keys) != 1:
             raise ValueError(f"no kid, and there are {len(self._keys)} keys")
         kid = next(iter(self._keys)) if header.kid is None else header.kid
@@ -133,7 +132,7 @@ class Authenticator:
         algorithm, key = self._keys[kid]
         if header.alg != algorithm:
             raise ValueError(f"key {kid!r} is for {algorithm}, not {header.alg!r}")
-        return algorithm, key
+        return _algorithms[algorithm], key
 
     def _read(self, claims: Mapping[str, Any]) -> Identity:
         expires_s, now_s = _number(claims["exp"], "exp"), time.time()
@@ -218,7 +217,12 @@ def _load(key: Key) -> "AllowedPublicKeys | bytes":
     """The key as its algorithm wants it. ConfigError when it is of another kind."""
     material = key.material()
     if key.is_shared_secret:
-        return material
+        try:
+            prepared: bytes = _algorithms[key.algorithm].prepare_key(material)
+        except jwt.InvalidKeyError as error:
+            name = "secret" if key.secret else "secret_file"
+            raise key.error(name, f"key {key.kid!r} is no shared secret: {error}") from None
+        return prepared
     # Here, because shared secrets need no part of it.
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa

@@ -189,6 +189,30 @@ def test_a_key_inside_the_token_is_not_used() -> None:
         assert identify(forge(full, claims())).user == "ann"
 
 
+@pytest.mark.parametrize("crit", [["b64"], None])
+def test_a_payload_that_is_not_in_the_token_is_refused(crit: Any) -> None:
+    """RFC 7797: with b64=false the payload is somewhere else, or not encoded."""
+    header = {"alg": "HS256", "b64": False} | ({"crit": crit} if crit else {})
+    assert refusal(forge(header, claims())) == NOT_VALID
+    signed = part(header) + b"."
+    mac = hmac.digest(SECRET.encode(), signed + b"{}", hashlib.sha256)
+    assert refusal((signed + b"." + part(mac)).decode()) == NOT_VALID
+
+
+def test_headers_are_judged_each_by_themselves() -> None:
+    """They are remembered: what one was good for must not help another, nor harm it."""
+    authenticator = Authenticator(BOTH)
+    good, bad = sign(claims(), kid="hs"), sign(claims(), kid="rs")
+    for _ in range(3):
+        assert authenticator.identify(good).user == "ann"
+        with pytest.raises(ImError):
+            authenticator.identify(bad)
+    for number in range(200):
+        with pytest.raises(ImError):
+            authenticator.identify(sign(claims(), OTHER, kid="hs", x=number))
+    assert authenticator.identify(good).user == "ann"
+
+
 @pytest.mark.parametrize("crit", [["exp"], ["b64"], ["http://example.com/x"], [], "exp", 1])
 def test_critical_extensions_are_refused(crit: Any) -> None:
     header = {"alg": "HS256", "crit": crit, "b64": False}
@@ -425,6 +449,14 @@ def test_a_key_of_another_kind_is_refused_at_start(
     assert caught.value.key == "auth.keys.public_key"
     assert rule in caught.value.rule
     assert "BEGIN" not in str(caught.value)
+
+
+def test_a_secret_that_is_a_key_of_another_kind_is_refused_at_start() -> None:
+    jwk = json.dumps({"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"})
+    with pytest.raises(ConfigError, match="no shared secret") as caught:
+        Authenticator(Auth(keys=(Key(algorithm="HS256", secret=jwk),)))
+    assert caught.value.key == "auth.keys.secret"
+    assert "c2Vj" not in str(caught.value)
 
 
 def test_ed448_is_eddsa_too() -> None:
