@@ -74,7 +74,7 @@ class Server:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config()
         #: Who is online. Read it as you like, change nothing.
-        self.sessions: Sessions = MemorySessions()
+        self.sessions: Sessions = MemorySessions(self.config.threads or 1)
         limits = self.config.limits
         self._hooks = Hooks(limits.hook_timeout_ms, limits.call_timeout_ms)
         self._authenticator = Authenticator(self.config.auth)

@@ -126,8 +126,9 @@ def test_the_table_agrees_with_a_simple_model(actions: list[tuple[str, ...]]) ->
         compare(sessions, model)
     for conn in list(model.open):
         sessions.close(conn)
-    assert (sessions._by_conn, sessions._by_user, sessions._by_topic) == ({}, {}, {})
-    assert sessions._names == {}
+    assert not any(sessions._by_place)
+    assert not any(sessions._topics)
+    assert (sessions._by_user, sessions._by_topic, sessions._names) == ({}, {}, {})
 
 
 def apply(sessions: MemorySessions, model: Model, name: str, conn: int, *about: str) -> None:
