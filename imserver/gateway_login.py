@@ -23,8 +23,8 @@ from imserver.model_session import (
     NO_RIGHTS,
     Login,
     Session,
-    shared_device,
     shared_expiry,
+    shared_terms,
 )
 from imserver.protocol import (
     CODEC_JSON,
@@ -87,12 +87,11 @@ class Logins:
         except ImError as error:
             self._reject(conn, codec, request, error, CloseCode.UNAUTHORIZED)
             return
-        device = shared_device(identity.device or hello.device)
-        expires_s = shared_expiry(identity.expires_s)
-        session = Session(conn, identity.user, device, identity.rights, codec, expires_s)
+        terms = shared_terms(identity.device or hello.device, identity.rights, codec)
+        session = Session(conn, identity.user, terms, shared_expiry(identity.expires_s))
         if self._hooks.judges_logins:
             peer = data[1:peer_end].decode()
-            login = Login(identity.user, device, identity.claims, peer, hello.client)
+            login = Login(identity.user, terms.device, identity.claims, peer, hello.client)
             self._judge_later(session, request, login)
         else:
             self._admit(session, request)

@@ -10,7 +10,7 @@ from imserver import _core, gateway_frames
 from imserver.auth import Authenticator
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.gateway_frames import Frames
-from imserver.model_session import Session, shared_expiry
+from imserver.model_session import Session, shared_expiry, shared_terms
 from imserver.routing import Routing
 from imserver.sessions import Sessions
 
@@ -40,7 +40,7 @@ class Orders:
             raise ImError(ErrorCode.FORBIDDEN, "the token is for somebody else")
         session.expires_s = shared_expiry(identity.expires_s)
         if identity.rights != session.rights:
-            session.rights = identity.rights
+            session.terms = shared_terms(session.device, identity.rights, session.codec)
             self.judge_again(session)
 
     def revoke(self, user: str, pattern: str | None) -> None:

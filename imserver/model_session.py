@@ -1,8 +1,8 @@
 """Who is at the other end of a connection: login, rights, session.
 
 There is one Session for each connected device, twenty thousand in a process, most of them idle:
-each field costs eight bytes and each object of its own three to eight times that. So rights are
-shared between all who have the same, and everything that can be derived is.
+each field costs eight bytes and each object of its own four to eight times that. So what many
+have in common is one object for all of them, and everything that can be derived is.
 
 Not here: who may do what with which rights (routing), who is online (sessions).
 """
@@ -39,12 +39,21 @@ def shared_rights(publish: tuple[str, ...], subscribe: tuple[str, ...]) -> Right
     return Rights(publish, subscribe) if publish or subscribe else NO_RIGHTS
 
 
-# Thousands say "phone". Bounded, since clients choose the names; not sys.intern, which in some
-# versions of Python keeps them for ever.
+class Terms(msgspec.Struct, frozen=True, gc=False):
+    """What comes in few combinations: on which device somebody is, with which rights, and the
+    codec of their HELLO."""
+
+    device: str
+    rights: Rights
+    codec: int
+
+
+# Thousands say "phone". Bounded, since clients choose the names; who is alone with theirs pays
+# 48 bytes for it.
 @lru_cache(maxsize=256)
-def shared_device(device: str) -> str:
-    """The same object to everybody who names this device about now."""
-    return device
+def shared_terms(device: str, rights: Rights, codec: int) -> Terms:
+    """The same object to everybody who comes with these about now."""
+    return Terms(device, rights, codec)
 
 
 def shared_expiry(expires_s: float) -> float:
@@ -76,21 +85,31 @@ class Session(msgspec.Struct, eq=False, gc=False):
     """One logged-in connection. Alive while it is in `Server.sessions`; a hook may hold it
     for longer and finds everything as it was.
 
-    `conn` is the core's number for the connection, `codec` that of its HELLO. `expires_s` is
-    Unix time, or NEVER. Six fields fill 64 bytes; a seventh would cost sixteen.
+    `conn` is the core's number for the connection. `expires_s` is Unix time, or NEVER. Four
+    fields fill 48 bytes; a fifth would cost sixteen.
     """
 
     conn: int
     user: str
-    device: str
-    rights: Rights
-    codec: int
+    terms: Terms
     expires_s: float = NEVER
 
     @property
     def id(self) -> str:
         """The name of this session in logs and in the API; never used again by this process."""
         return f"{self.conn:x}"
+
+    @property
+    def device(self) -> str:
+        return self.terms.device
+
+    @property
+    def rights(self) -> Rights:
+        return self.terms.rights
+
+    @property
+    def codec(self) -> int:
+        return self.terms.codec
 
     def __lt__(self, other: "Session") -> bool:
         return self.conn < other.conn

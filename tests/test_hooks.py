@@ -12,9 +12,9 @@ from imserver import hooks_batch, hooks_log
 from imserver.errors import ImError
 from imserver.hooks import Hooks, Publication
 from imserver.model import Message
-from imserver.model_session import NO_RIGHTS, Login, Session
+from imserver.model_session import NO_RIGHTS, Login, Session, Terms
 
-ANN = Session(1, "ann", "default", NO_RIGHTS, 1)
+ANN = Session(1, "ann", Terms("default", NO_RIGHTS, 1))
 LOGIN = Login("ann", "default", {}, "127.0.0.1:5000", "test/1")
 
 

@@ -11,15 +11,16 @@ from imserver.model_session import (
     NEVER,
     NO_RIGHTS,
     Session,
-    shared_device,
+    Terms,
     shared_expiry,
     shared_rights,
+    shared_terms,
 )
 from imserver.sessions import MemorySessions, Sessions
 
 
 def session(conn: int, user: str = "ann", device: str = "default", **fields: float) -> Session:
-    return Session(conn, user, device, NO_RIGHTS, 1, **fields)
+    return Session(conn, user, Terms(device, NO_RIGHTS, 1), **fields)
 
 
 def names(sessions: Sessions, user: str) -> list[str]:
@@ -165,7 +166,7 @@ def compare(sessions: MemorySessions, model: Model) -> None:
         assert set(sessions.topics(one)) == expected_topics
 
 
-@pytest.mark.parametrize(("topic", "bound_bytes"), [("", 220), ("room:lobby", 255)])
+@pytest.mark.parametrize(("topic", "bound_bytes"), [("", 190), ("room:lobby", 197)])
 def test_an_idle_session_costs_little(topic: str, bound_bytes: int) -> None:
     count, sessions = 10_000, MemorySessions()
     gc.collect()
@@ -175,8 +176,8 @@ def test_an_idle_session_costs_little(topic: str, bound_bytes: int) -> None:
         conn = 1 << 56 | 1 << 32 | number
         rights = shared_rights(("room:lobby",), ("room:*",))
         expires_s = shared_expiry(1.7e9 + number // 5_000)
-        device = shared_device("".join(["def", "ault"]))
-        sessions.open(Session(conn, f"user-{number:05}", device, rights, 1, expires_s))
+        terms = shared_terms("".join(["def", "ault"]), rights, 1)
+        sessions.open(Session(conn, f"user-{number:05}", terms, expires_s))
         if topic:
             one = sessions.get(conn)
             assert one is not None
