@@ -3,8 +3,9 @@
 Its docstrings are here because this is the contract: `imserver.gateway` is the only importer.
 Events come out of `poll()`, commands go in by the other methods; both are copies into bounded
 queues, so no call waits for the network. A connection is named by a number that is never used
-again while anybody can remember it; a command for one that has gone is ignored. Call it from one
-thread at a time.
+again while anybody can remember it: its I/O thread in the highest byte, its slot in the lowest
+four. Slots count from 0 and are used again after EVENT_CLOSED. A command for a connection that has
+gone is ignored. Call it from one thread at a time.
 """
 
 from typing import Final, final

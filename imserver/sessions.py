@@ -4,8 +4,8 @@ Logins and subscriptions change it, a few in the life of a connection; everythin
 Memory is the workload: thousands of sessions that do nothing. So there is no set, dict or task
 a session; where nearly always one thing stands (the device of a user, the topic of a session)
 it stands there by itself until a second one comes, and several stand in a sorted list or array:
-found in log n, and 4 or 8 bytes each where a dict takes 24 to 50. What is behind a removed one
-moves up: 4 us among 20,000, less than the rest of its end costs.
+found in log n, and 4 or 8 bytes each where a dict takes 24 to 50. What stands behind a removed
+one moves up, which among 20,000 takes 1 us: less than the rest of its end.
 
     N1  a session is found by its connection from open() until close(), whatever else happens.
     N2  a user's devices have different names; the latest login of a device is the one listed.

@@ -77,6 +77,41 @@ def test_members_share_the_name_of_their_topic() -> None:
     assert len(texts) == 1
 
 
+def number(thread: int, generation: int, slot: int) -> int:
+    """The core's number of a connection: `_core/conn.h:im_conn_id`."""
+    return thread << 56 | generation << 32 | slot
+
+
+def test_who_comes_to_a_slot_that_is_free_again_is_somebody_else() -> None:
+    sessions = MemorySessions(threads=2)
+    old = session(number(1, 1, 5), "ann")
+    sessions.open(old)
+    sessions.subscribe(old, "room:a")
+    sessions.close(old.conn)
+    new = session(number(1, 2, 5), "bob")
+    sessions.open(new)
+    sessions.subscribe(new, "room:b")
+    assert sessions.get(old.conn) is None
+    assert sessions.close(old.conn) is None
+    assert not sessions.topics(old)
+    assert not sessions.unsubscribe(old, "room:b")
+    assert sessions.get(new.conn) is new
+    assert list(sessions.topics(new)) == ["room:b"]
+    assert list(sessions.members("room:b")) == [new]
+
+
+def test_the_same_slot_of_two_threads_is_two_connections() -> None:
+    sessions = MemorySessions(threads=2)
+    both = [session(number(thread, 1, 7), f"user{thread}") for thread in (1, 0)]
+    for one in both:
+        sessions.open(one)
+        sessions.subscribe(one, "room:a")
+    assert [sessions.get(one.conn) for one in both] == both
+    assert set(sessions.members("room:a")) == set(both)
+    assert sessions.get(number(0, 1, 8)) is None
+    assert sessions.get(number(1, 1, 1 << 31)) is None
+
+
 def test_expired_sessions_are_found_and_eternal_ones_are_not() -> None:
     sessions = MemorySessions()
     sessions.open(session(1, "ann", expires_s=100.0))
@@ -112,6 +147,7 @@ class Model:
     """The same in four lines of dicts."""
 
     def __init__(self) -> None:
+        self.generations = [1] * 9
         self.open: dict[int, tuple[str, str]] = {}
         self.listed: dict[tuple[str, str], int] = {}
         self.subscriptions: set[tuple[int, str]] = set()
@@ -120,10 +156,13 @@ class Model:
 @given(ACTIONS)
 @settings(max_examples=300)
 def test_the_table_agrees_with_a_simple_model(actions: list[tuple[str, ...]]) -> None:
-    sessions, model = MemorySessions(), Model()
-    for name, conn, *about in actions:  # type: ignore[assignment]
-        assert isinstance(conn, int)
+    sessions, model = MemorySessions(threads=2), Model()
+    for name, place, *about in actions:  # type: ignore[assignment]
+        assert isinstance(place, int)
+        conn = number(place & 1, model.generations[place], place >> 1)
         apply(sessions, model, name, conn, *about)
+        if name == "close":
+            model.generations[place] += 1
         compare(sessions, model)
     for conn in list(model.open):
         sessions.close(conn)
