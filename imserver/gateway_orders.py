@@ -48,19 +48,19 @@ class Orders:
         see `Routing.deny`."""
         if pattern is not None:
             self._routing.deny(user, pattern)
-        for session in list(self._sessions.of(user)):
+        for session in self._sessions.of(user):
             self.judge_again(session)
 
     def allow(self, user: str, pattern: str | None) -> None:
         """Lift one denial of a user, or all. Ended subscriptions do not come back."""
         self._routing.allow(user, pattern)
-        for session in list(self._sessions.of(user)):
+        for session in self._sessions.of(user):
             self._core.revoke(session.conn)
 
     def judge_again(self, session: Session) -> None:
         """Publishing is asked for anew; subscriptions that routing no longer allows end."""
         self._core.revoke(session.conn)
-        for topic in list(self._sessions.topics(session)):
+        for topic in self._sessions.topics(session):
             if not self._routing.may_subscribe(session.user, session.rights, topic):
                 frame = gateway_frames.unsubscribed(topic, session, code=ErrorCode.FORBIDDEN)
                 self._core.unsubscribe(session.conn, topic.encode(), frame)
@@ -73,7 +73,7 @@ class Orders:
 
     def disconnect(self, user: str, code: int) -> int:
         """Close all connections of a user; returns how many."""
-        sessions = list(self._sessions.of(user))
+        sessions = self._sessions.of(user)
         for session in sessions:
             self._core.close(session.conn, code, self._frames.goodbye(code, session.codec))
         return len(sessions)

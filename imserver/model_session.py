@@ -112,6 +112,7 @@ class Session(msgspec.Struct, eq=False, gc=False):
         return self.terms.codec
 
     def __lt__(self, other: "Session") -> bool:
+        """Some order, for those who keep them sorted."""
         return self.conn < other.conn
 
 

@@ -23,7 +23,9 @@ from imserver.model_session import NEVER, Session
 
 
 class Sessions(Protocol):
-    """The sessions of this process. `MemorySessions` is the adapter for a single node."""
+    """The sessions of this process. `MemorySessions` is the adapter for a single node.
+
+    What it answers with stays as it is, whoever comes or goes while it is read."""
 
     def open(self, session: Session) -> Session | None:
         """Add a session; returns the one of the same user and device that it replaces, which
@@ -124,7 +126,7 @@ class MemorySessions:
         return None
 
     def of(self, user: str) -> Collection[Session]:
-        return _all(self._by_user.get(user))
+        return tuple(_all(self._by_user.get(user)))
 
     def subscribe(self, session: Session, topic: str) -> None:
         if self.get(session.conn) is not session:
@@ -145,7 +147,7 @@ class MemorySessions:
     def topics(self, session: Session) -> Collection[str]:
         if self.get(session.conn) is not session:
             return ()
-        return _all(self._topics[self._place(session.conn)])
+        return tuple(_all(self._topics[self._place(session.conn)]))
 
     def members(self, topic: str) -> Collection[Session]:
         members = self._by_topic.get(topic)

@@ -67,6 +67,23 @@ def test_closing_forgets_everything_about_a_connection() -> None:
     assert not sessions.members("room:a"), "a late answer brings nobody back"
 
 
+def test_an_answer_stays_as_it_is_while_others_go() -> None:
+    sessions = MemorySessions()
+    ours = [session(conn, "ann", f"device{conn}") for conn in range(1, 6)]
+    topics = ["room:a", "room:b", "room:c"]
+    for one in ours:
+        sessions.open(one)
+        for topic in topics:
+            sessions.subscribe(one, topic)
+    first = ours[0]
+    left = [topic for topic in sessions.topics(first) if sessions.unsubscribe(first, topic)]
+    assert left == topics
+    members = sessions.members("room:b")
+    assert [one for one in sessions.of("ann") if sessions.close(one.conn)] == ours
+    assert list(members) == ours[1:]
+    assert (len(sessions), list(sessions), list(sessions.members("room:b"))) == (0, [], [])
+
+
 def test_members_share_the_name_of_their_topic() -> None:
     sessions = MemorySessions()
     for conn in range(1, 4):
