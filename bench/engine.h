@@ -81,7 +81,8 @@ struct load {
     struct group *groups;
     uint32_t *dirty; /* groups whose deliveries have come in */
     uint32_t dirty_count;
-    uint64_t owed; /* by all groups */
+    uint64_t owed;    /* by all groups */
+    uint64_t vain_ns; /* looked for events that were not there */
     struct histogram *latency;
     struct load_result *result;
     uint8_t *inbox;

@@ -13,6 +13,9 @@
  *       in a closed loop, the time it was due in an open one, so a server that
  *       stalls the generator does not hide the wait.
  *   L3  a run ends when all that was sent has arrived, or drain_ns later.
+ *   L4  a loop that spins never has to be woken, so the server's sends cost the
+ *       same whether the generator keeps up or not. A sleeping one makes it pay
+ *       for the wake-up of a client on the same machine, now and then.
  *
  * Not here: who listens to what (scenarios.py), what the bytes of a protocol
  * are (peers/), CPU time of the server (process.py).
@@ -52,6 +55,7 @@ struct load_run {
     uint32_t depth;       /* closed loop: messages a group may have under way;
                              0: publish nothing, only listen */
     uint32_t burst;       /* closed loop: wait until that many fit */
+    uint32_t spins; /* closed loop, if not 0: looks again instead of sleeping */
 };
 
 struct load_result {
@@ -60,7 +64,8 @@ struct load_result {
     uint64_t received; /* deliveries that came */
     uint64_t surplus;  /* of these, more than were on their way */
     uint64_t wall_ns;
-    uint64_t cpu_ns; /* of this thread: near wall_ns it is saturated */
+    uint64_t cpu_ns; /* of this thread, but for looking in vain: near wall_ns
+                        it is saturated */
     uint64_t wakeups;
     uint64_t receives; /* system calls */
     uint64_t sends;

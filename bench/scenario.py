@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from bench import process
 from bench.peers import Auth, Server
+from imserver.load import Generator
 from imserver.load_process import Placement, usage
 
 DISTURBED: Final = 0.05  # share of its CPU that a server had to leave to others
@@ -115,6 +116,11 @@ class Watch:
             "generator at its limit": is_generator_busy and self.busy < _IDLE_CPU,
         }
         return tuple(remark for remark, is_so in said.items() if is_so)
+
+
+def generator(server: Server, connections: int, where: Placement) -> Generator:
+    """One that does not sleep while it has a CPU for itself."""
+    return Generator(server.adapter.wire, connections, spins=not where.is_shared)
 
 
 @contextmanager

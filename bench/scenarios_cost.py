@@ -11,7 +11,7 @@ from statistics import median
 
 from bench.layouts import onlookers, share_of_topics, to_oneself, with_stalled
 from bench.peers import PEERS, Adapter, Task
-from bench.scenario import Sample, Settings, Watch, ours_set_to
+from bench.scenario import Sample, Settings, Watch, generator, ours_set_to
 from imserver.load import Generator
 from imserver.load_process import Placement
 
@@ -56,7 +56,7 @@ def closed_loop(shape: Closed, peer: str, settings: Settings, where: Placement) 
     with (
         ours_set_to(shape.ours),
         PEERS[peer].start(shape.task, settings.auth, where) as server,
-        Generator(server.adapter.wire, shape.connections + 1 + shape.idle) as load,
+        generator(server, shape.connections + 1 + shape.idle, where) as load,
     ):
         shape.layout(load, server.adapter, shape.connections)
         onlookers(load, server.adapter, shape.connections, shape.connections + shape.idle)
@@ -103,7 +103,7 @@ def stalled(
     run = partial(Generator.run, depth=STALL_DEPTH, burst=STALL_DEPTH)
     with (
         PEERS[peer].start("fanout", settings.auth, where) as server,
-        Generator(server.adapter.wire, 1 + listeners + stalled) as load,
+        generator(server, 1 + listeners + stalled, where) as load,
     ):
         frames = with_stalled(load, server.adapter, listeners, stalled)
         load.open(server.address)

@@ -7,8 +7,8 @@ from typing import Final
 
 from bench import peers
 from bench.layouts import to_oneself
-from bench.scenario import Sample, Settings, Watch
-from imserver.load import Generator, Histogram
+from bench.scenario import Sample, Settings, Watch, generator
+from imserver.load import Histogram
 from imserver.load_process import Placement
 
 LATE_US: Final = 1_000.0  # p99.9 of lateness from which the generator was not on time
@@ -24,7 +24,7 @@ def under_load(peer: str, settings: Settings, where: Placement) -> Sample:
     late: list[str] = []
     with (
         peers.PEERS[peer].start("echo", settings.auth, where) as server,
-        Generator(server.adapter.wire, CONNECTIONS) as load,
+        generator(server, CONNECTIONS, where) as load,
     ):
         to_oneself(load, server.adapter, CONNECTIONS)
         load.open(server.address)
@@ -66,7 +66,7 @@ def held_gil(peer: str, settings: Settings, where: Placement) -> Sample:
     lateness, holds, wall_s = Histogram(), 0, 0.0
     with (
         peers.gil_host(settings.auth, where) as server,
-        Generator(server.adapter.wire, CONNECTIONS) as load,
+        generator(server, CONNECTIONS, where) as load,
     ):
         to_oneself(load, server.adapter, CONNECTIONS)
         load.open(server.address)

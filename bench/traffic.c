@@ -144,12 +144,16 @@ static uint64_t thread_cpu_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* One turn of the loop: whatever epoll has within the time. */
+/* One turn of the loop: whatever epoll has within the time. Looking in vain
+ * without waiting is no work. */
 static void take_turn(struct load *load, int timeout_ms)
 {
+    uint64_t start_ns = now_ns();
     int n = epoll_wait(load->epoll, load->events, LOAD_EVENTS, timeout_ms);
 
     load->result->wakeups++;
+    if (n == 0 && timeout_ms == 0)
+        load->vain_ns += now_ns() - start_ns;
     for (int i = 0; i < n; i++)
         conn_event(load, load->events[i].data.ptr, load->events[i].events);
 }
@@ -160,6 +164,7 @@ void load_go(struct load *load, const struct load_run *run,
 {
     bool is_open = run->rate != 0 && has_publisher(load);
     bool is_closed = run->rate == 0 && run->depth != 0 && has_publisher(load);
+    int wait_ms = is_open || (is_closed && run->spins) ? 0 : 10;
     uint64_t cpu_ns = thread_cpu_ns();
     uint64_t start_ns = now_ns();
     uint64_t end_ns = start_ns + run->duration_ns;
@@ -168,6 +173,7 @@ void load_go(struct load *load, const struct load_run *run,
     *result = (struct load_result){0};
     load->result = result;
     load->latency = latency;
+    load->vain_ns = 0;
     if (is_open)
         schedule.interval_ns = 1e9 / (double)run->rate;
     if (is_closed)
@@ -181,15 +187,16 @@ void load_go(struct load *load, const struct load_run *run,
             forget_dirty(load);
         if (is_open)
             publish_due(load, run, &schedule, end_ns);
-        take_turn(load, 0);
+        take_turn(load, wait_ms);
     }
     end_ns = now_ns() + run->drain_ns;
     while (load->owed && now_ns() < end_ns)
-        take_turn(load, 0);
+        take_turn(load, wait_ms ? 1 : 0);
     forget_dirty(load);
     result->lost = load->lost;
     result->wall_ns = now_ns() - start_ns;
-    result->cpu_ns = thread_cpu_ns() - cpu_ns;
+    cpu_ns = thread_cpu_ns() - cpu_ns;
+    result->cpu_ns = cpu_ns > load->vain_ns ? cpu_ns - load->vain_ns : 0;
     /* What did not come in time is not waited for by the next run. */
     for (uint32_t i = 0; i < load->group_count; i++)
         load->groups[i].owed = 0;

@@ -91,7 +91,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one run came to. `busy` is the share of its CPU that the generator used."""
+    """What one run came to. `busy` is the share of its CPU that the generator worked: looking in
+    vain for replies is no work."""
 
     sent: int
     expected: int
@@ -133,9 +134,14 @@ def _in_a_row(frames: Sequence[bytes]) -> tuple[bytes, int, int]:
 
 
 class Generator:
-    """Connections to one server. Not for several threads at a time."""
+    """Connections to one server. Not for several threads at a time.
 
-    def __init__(self, wire: Wire, max_connections: int) -> None:
+    `spins` for a generator that has its CPU for itself: in a closed loop it looks again instead
+    of sleeping, so that no server pays for waking it.
+    """
+
+    def __init__(self, wire: Wire, max_connections: int, *, spins: bool = False) -> None:
+        self._spins = spins
         raw = _c.ffi.new("struct load_wire *")
         raw.cut.kind, raw.cut.max_bytes = wire.cut, wire.max_bytes
         raw.cut.length_at, raw.cut.length_adds = wire.length_at, wire.length_adds
@@ -230,6 +236,7 @@ class Generator:
         run = _c.ffi.new("struct load_run *")
         run.duration_ns, run.drain_ns = int(seconds * _NS), int(drain_s * _NS)
         run.messages, run.rate, run.depth, run.burst = messages, rate, depth, burst
+        run.spins = self._spins
         result = _c.ffi.new("struct load_result *")
         _c.lib.load_go(self._load, run, result, latency.raw, lateness.raw)
         return Traffic(
