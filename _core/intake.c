@@ -41,7 +41,7 @@ static enum im_fate keep(struct im_loop *loop, uint32_t slot,
     }
     memcpy(tail->bytes, rest.at, rest.len);
     conn->tail = tail;
-    conn->tail_len = (uint32_t)rest.len;
+    tail->len = (uint32_t)rest.len;
     conn->tail_want = want;
     return IM_LEFT;
 }
@@ -121,7 +121,8 @@ static bool grow_tail(struct im_loop *loop, struct im_conn *conn)
         im_stat_add(&loop->stats.pool_refusals, 1);
         return false;
     }
-    memcpy(larger->bytes, conn->tail->bytes, conn->tail_len);
+    larger->len = conn->tail->len;
+    memcpy(larger->bytes, conn->tail->bytes, larger->len);
     im_msg_drop(&loop->pool, conn->tail);
     conn->tail = larger;
     return true;
@@ -132,7 +133,7 @@ static uint32_t tail_space(const struct im_loop *loop,
                            const struct im_conn *conn)
 {
     uint32_t room = im_msg_room(&loop->pool, conn->tail);
-    return (room < conn->tail_want ? room : conn->tail_want) - conn->tail_len;
+    return (room < conn->tail_want ? room : conn->tail_want) - conn->tail->len;
 }
 
 /* Completes the unfinished frame from what was read behind it. IM_MORE when
@@ -145,11 +146,11 @@ static enum im_status complete(struct im_loop *loop, struct im_conn *conn,
     for (;;) {
         uint32_t space = tail_space(loop, conn);
         uint32_t take = fresh->len < space ? (uint32_t)fresh->len : space;
-        memcpy(conn->tail->bytes + conn->tail_len, fresh->at, take);
-        conn->tail_len += take;
+        memcpy(conn->tail->bytes + conn->tail->len, fresh->at, take);
+        conn->tail->len += take;
         fresh->at += take;
         fresh->len -= take;
-        if (conn->tail_len < conn->tail_want) {
+        if (conn->tail->len < conn->tail_want) {
             if (!fresh->len)
                 return IM_MORE;
             if (!grow_tail(loop, conn))
@@ -157,7 +158,7 @@ static enum im_status complete(struct im_loop *loop, struct im_conn *conn,
             continue;
         }
 
-        struct im_span tail = {conn->tail->bytes, conn->tail_len};
+        struct im_span tail = {conn->tail->bytes, conn->tail->len};
         enum im_status status =
             im_frame_peek(tail, frame_max(loop, conn), &frame);
         if (status != IM_MORE)
@@ -188,9 +189,8 @@ static enum im_fate take_tail(struct im_loop *loop, uint32_t slot,
     }
 
     struct im_msg *tail = conn->tail;
-    struct im_span whole = {tail->bytes, conn->tail_len};
-    im_frame_peek(whole, conn->tail_len, &frame);
-    tail->len = frame.size;
+    struct im_span whole = {tail->bytes, tail->len};
+    im_frame_peek(whole, tail->len, &frame);
     conn->tail = NULL;
     enum im_fate fate = take_and_settle(loop, slot, &frame, tail);
     if (fate == IM_LEFT) {
@@ -215,7 +215,7 @@ static void take_bytes(struct im_loop *loop, uint32_t slot,
         if (fate == IM_LEFT) {
             /* The frame itself has to wait: it leads the backlog. */
             struct im_msg *tail = conn->tail;
-            uint32_t len = conn->tail_len;
+            uint32_t len = tail->len;
             struct im_msg *both = im_pool_take(
                 &loop->pool, len + (uint32_t)fresh.len, IM_FOR_MESSAGE);
             if (!both) {
@@ -226,7 +226,6 @@ static void take_bytes(struct im_loop *loop, uint32_t slot,
             memcpy(both->bytes, tail->bytes, len);
             memcpy(both->bytes + len, fresh.at, fresh.len);
             conn->tail = both;
-            conn->tail_len = len + (uint32_t)fresh.len;
             im_msg_drop(&loop->pool, tail);
             return;
         }
@@ -267,7 +266,7 @@ void im_intake_read(struct im_loop *loop, uint32_t slot)
     /* A large unfinished frame is read to where it is collected. */
     if (conn->tail && (direct = tail_space(loop, conn)) > 0)
         parts[count++] =
-            (struct iovec){conn->tail->bytes + conn->tail_len, direct};
+            (struct iovec){conn->tail->bytes + conn->tail->len, direct};
     uint8_t *space = im_ring_space(&loop->ring, 1, &room);
     if (conn->state == IM_STATE_HANDSHAKE &&
         room > loop->core->config.hello_bytes)
@@ -285,7 +284,8 @@ void im_intake_read(struct im_loop *loop, uint32_t slot)
     im_stat_add(&loop->stats.bytes_in, got);
 
     uint32_t into_tail = got < direct ? (uint32_t)got : direct;
-    conn->tail_len += into_tail;
+    if (into_tail)
+        conn->tail->len += into_tail;
     im_ring_commit(&loop->ring, (uint32_t)got - into_tail);
     take_bytes(loop, slot, im_ring_peek(&loop->ring));
     im_ring_consume(&loop->ring, (uint32_t)got - into_tail);
@@ -297,7 +297,7 @@ void im_intake_resume(struct im_loop *loop, uint32_t slot)
 
     if (conn->tail && conn->tail_want == 0) {
         struct im_msg *backlog = conn->tail;
-        struct im_span in = {backlog->bytes, conn->tail_len};
+        struct im_span in = {backlog->bytes, backlog->len};
         conn->tail = NULL;
         take_frames(loop, slot, in);
         im_msg_drop(&loop->pool, backlog);

@@ -83,8 +83,11 @@ def by_name(number: int) -> Mapping[str, str]:
     return {"user": user(number)}
 
 
-#: The same frames without a login, for who looks at their lengths alone.
-RAW: Final = Adapter(FRAMES, lambda number: (), lambda topic: (), _message)
+_HEARD: Final = (Step(pack(">IBBH", 4, _PING, 0, 0), _PING),)
+
+#: The same frames for who knows no login: a PING takes the place of HELLO and of SUBSCRIBE, and
+#: comes back. TCP tells a client that has answered from one that only listens (floor.c).
+RAW: Final = Adapter(FRAMES, lambda number: _HEARD, lambda topic: _HEARD, _message)
 
 
 def websocket(inner: Adapter) -> Adapter:
