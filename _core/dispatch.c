@@ -197,6 +197,33 @@ static uint8_t verdict_on(struct im_loop *loop, uint32_t slot,
     return right->verdict;
 }
 
+/* A message with the frame in it, and those behind it that are judged alike.
+ * With little room in the pool the frame by itself: what is refused is refused
+ * one by one, each by its number. NULL when there is none for that. */
+static struct im_msg *message_of(struct im_loop *loop, struct im_frame *frame,
+                                 const struct im_message *message)
+{
+    uint32_t names_len =
+        (uint32_t)(message->topic.len + message->tag.len + message->sender.len);
+    uint32_t frame_max = loop->core->config.max_frame_bytes;
+    struct im_frame first = *frame;
+
+    im_frame_extend(frame, names_len,
+                    frame_max < RUN_BYTES ? frame_max : RUN_BYTES);
+    struct im_msg *msg = im_pool_take(&loop->pool, frame->size, IM_FOR_MESSAGE);
+    if (IM_UNLIKELY(!msg && frame->count > 1)) {
+        *frame = first;
+        msg = im_pool_take(&loop->pool, frame->size, IM_FOR_MESSAGE);
+    }
+    if (IM_UNLIKELY(!msg)) {
+        im_stat_add(&loop->stats.pool_refusals, 1);
+        return NULL;
+    }
+    memcpy(msg->bytes, frame->at, frame->size);
+    msg->frames = frame->count;
+    return msg;
+}
+
 static enum im_fate publish(struct im_loop *loop, uint32_t slot,
                             struct im_frame *frame,
                             const struct im_message *message,
@@ -204,23 +231,10 @@ static enum im_fate publish(struct im_loop *loop, uint32_t slot,
 {
     struct im_msg *msg = owned;
 
-    if (msg) {
+    if (msg)
         im_msg_share(&loop->pool, msg, 1);
-    } else {
-        uint32_t frame_max = loop->core->config.max_frame_bytes;
-        im_frame_extend(frame,
-                        (uint32_t)(message->topic.len + message->tag.len +
-                                   message->sender.len),
-                        frame_max < RUN_BYTES ? frame_max : RUN_BYTES);
-        msg = im_pool_take(&loop->pool, frame->size, IM_FOR_MESSAGE);
-        if (IM_UNLIKELY(!msg)) {
-            im_stat_add(&loop->stats.pool_refusals, 1);
-            return refuse(loop, slot, IM_ERROR_OVERLOADED, frame,
-                          message->topic);
-        }
-        memcpy(msg->bytes, frame->at, frame->size);
-    }
-    msg->frames = frame->count;
+    else if (!(msg = message_of(loop, frame, message)))
+        return refuse(loop, slot, IM_ERROR_OVERLOADED, frame, message->topic);
     im_stat_add(&loop->stats.messages_in, frame->count);
     im_fanout_publish(loop, msg, topic, message, topic->hash,
                       frame->flags & IM_NO_ECHO ? slot : IM_NONE);

@@ -24,24 +24,25 @@
 #define ROOM_FIRST 512u
 
 /* Keeps bytes for later, in a buffer of the pool: a backlog, or a frame of
- * `want` bytes that is unfinished. A promise of many bytes gets little room
- * before they come, else strangers could fill the pool with promises. */
+ * `want` bytes that is unfinished. A promise of many bytes gets little room,
+ * or twice what has come of it: strangers could fill the pool with promises. */
 static enum im_fate keep(struct im_loop *loop, uint32_t slot,
                          struct im_span rest, uint32_t want)
 {
     struct im_conn *conn = &loop->conns[slot];
-    uint32_t room = want < ROOM_FIRST ? want : ROOM_FIRST;
-    if (room < rest.len)
-        room = (uint32_t)rest.len;
+    uint32_t len = (uint32_t)rest.len;
+    uint32_t room = 2 * len > ROOM_FIRST ? 2 * len : ROOM_FIRST;
+    if (room > want)
+        room = want > len ? want : len;
     struct im_msg *tail = im_pool_take(&loop->pool, room, IM_FOR_MESSAGE);
 
     if (!tail) {
         im_stat_add(&loop->stats.pool_refusals, 1);
         return im_dispatch_close(loop, slot, IM_CLOSE_OVERLOADED);
     }
-    memcpy(tail->bytes, rest.at, rest.len);
+    memcpy(tail->bytes, rest.at, len);
+    tail->len = len;
     conn->tail = tail;
-    tail->len = (uint32_t)rest.len;
     conn->tail_want = want;
     return IM_LEFT;
 }

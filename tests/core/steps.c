@@ -121,6 +121,38 @@ static void a_run_crosses_to_the_other_thread_as_one(void)
     end(&stage);
 }
 
+/* The pool has room for single frames, not for all of a run in one message. */
+static void a_run_without_room_is_taken_one_by_one(void)
+{
+    struct stage stage = new_stage(default_config(0));
+    struct im_pool *pool = &stage.core->loops[0].pool;
+    uint8_t frame[FRAME_BYTES], run[3 * 100];
+
+    start_listening(&stage);
+    int author = log_in(&stage, false), reader = log_in(&stage, true);
+    publish(author, 100); /* it is allowed to, from here on */
+    settle(&stage);
+    CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
+    /* Pages with room for a frame and for a block of references stay. */
+    CHECK(im_pool_take(pool, 100, IM_FOR_MESSAGE));
+    CHECK(im_pool_take(pool, 232, IM_FOR_MESSAGE));
+    while (im_pool_take(pool, sizeof run, IM_FOR_CONTROL))
+        ;
+    for (size_t i = 0; i < 3; i++) {
+        write_message_to(run + i * 100, "room", 100);
+        run[i * 100 + 31] = (uint8_t)i; /* of the id */
+    }
+    send_bytes(author, run, sizeof run);
+    settle(&stage);
+    for (uint8_t i = 0; i < 3; i++) {
+        CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
+        CHECK(frame[31] == i);
+    }
+    CHECK(stat_of(&stage, "messages_in") == 4);
+    CHECK(stat_of(&stage, "pool_refusals") == 0 && stage.closed == 0);
+    end(&stage);
+}
+
 /* All wait in the backlog when the first thread begins to accept. */
 static void a_crowd_at_the_door_is_shared_out(void)
 {
@@ -375,6 +407,7 @@ static const struct {
     STEP(a_burst_of_relays_makes_no_reader_slow),
     STEP(nobody_is_closed_in_the_middle_of_its_own_publication),
     STEP(a_run_crosses_to_the_other_thread_as_one),
+    STEP(a_run_without_room_is_taken_one_by_one),
     STEP(a_crowd_at_the_door_is_shared_out),
     STEP(one_too_many_is_told_so),
     STEP(who_has_gone_is_not_counted_as_slow),
