@@ -9,18 +9,7 @@ from pathlib import Path
 
 import cffi
 
-HEADERS = (
-    "base",
-    "filter",
-    "frame",
-    "heartbeat",
-    "outbox",
-    "pool",
-    "queue",
-    "rights",
-    "ring",
-    "slots",
-)
+HEADERS = ("base", "filter", "frame", "heartbeat", "outbox", "pool", "queue", "rights", "ring")
 
 DECLARATIONS = """
 enum im_status { IM_OK, IM_MORE, IM_BAD, IM_FULL, ... };
@@ -83,12 +72,6 @@ void im_outbox_gather(const struct im_outbox *, struct im_gather *);
 void im_outbox_sent(struct im_outbox *, struct im_pool *, uint32_t len);
 void im_outbox_clear(struct im_outbox *, struct im_pool *);
 void im_outbox_cut(struct im_outbox *, struct im_pool *);
-
-struct im_slots { uint32_t group_count; ...; };
-enum im_status im_slots_init(struct im_slots *, uint32_t slot_count);
-void im_slots_free(struct im_slots *);
-void im_slots_add(struct im_slots *, uint32_t slot);
-uint32_t im_slots_take(struct im_slots *);
 
 struct im_filters { uint32_t live; ...; };
 void im_filters_init(struct im_filters *, uint64_t seed);

@@ -144,14 +144,18 @@ void im_conn_watch(struct im_loop *loop, uint32_t slot, uint8_t marks)
     conn->marks = (uint8_t)((conn->marks & ~both) | (marks & both));
 }
 
+static void list_add(struct im_list *list, struct im_conn *conn, uint32_t slot,
+                     enum im_mark mark)
+{
+    if (conn->marks & mark)
+        return;
+    conn->marks |= (uint8_t)mark;
+    list->slots[list->count++] = slot;
+}
+
 void im_conn_retry(struct im_loop *loop, uint32_t slot)
 {
-    struct im_conn *conn = &loop->conns[slot];
-
-    if (conn->marks & IM_MARK_QUEUED)
-        return;
-    conn->marks |= IM_MARK_QUEUED;
-    loop->resume.slots[loop->resume.count++] = slot;
+    list_add(&loop->resume, &loop->conns[slot], slot, IM_MARK_QUEUED);
 }
 
 void im_conn_unpause(struct im_loop *loop, uint32_t slot, enum im_pause pause)
@@ -174,7 +178,7 @@ void im_conn_doom(struct im_loop *loop, uint32_t slot, uint16_t code)
         return;
     conn->marks |= IM_MARK_DOOMED;
     conn->close_code = code;
-    im_slots_add(&loop->dirty, slot);
+    list_add(&loop->dirty, conn, slot, IM_MARK_DIRTY);
 }
 
 /* Sends what the kernel takes, and closes nothing: whoever calls may be walking
@@ -247,7 +251,7 @@ bool im_conn_put(struct im_loop *loop, uint32_t slot, struct im_msg *msg,
         im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
         return false;
     }
-    im_slots_add(&loop->dirty, slot);
+    list_add(&loop->dirty, conn, slot, IM_MARK_DIRTY);
     /* A healthy reader must not run into its bound within one turn, only
      * because many wrote to it at once. */
     if (conn->outbox.bytes > FLUSH_BYTES && !(conn->marks & IM_MARK_ARMED))
@@ -343,7 +347,7 @@ void im_conn_close(struct im_loop *loop, uint32_t slot, uint16_t code,
     im_conn_send(loop, slot, frame);
     im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_DEAF);
     im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_CLOSING, loop->now_ms);
-    im_slots_add(&loop->dirty, slot);
+    list_add(&loop->dirty, conn, slot, IM_MARK_DIRTY);
 }
 
 void im_conn_end(struct im_loop *loop, uint32_t slot)

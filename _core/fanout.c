@@ -2,7 +2,7 @@
  * fanout.c - references to one message into many outboxes.
  *
  * The inner loop of the server: a delivery is a test of the filter, a pointer
- * into an outbox and a bit in the set of those who have something to send. The
+ * into an outbox and, the first time this turn, a place on the dirty list. The
  * references are counted once for all. Members are in no order that memory
  * likes, so the connections some places ahead are fetched early.
  */

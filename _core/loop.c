@@ -83,12 +83,13 @@ static enum im_status init_memory(struct im_loop *loop)
     loop->conns = calloc(slots + 1, sizeof *loop->conns);
     loop->users = calloc(slots + 1, sizeof *loop->users);
     /* A slot may be put on a list again while it is being walked. */
+    loop->dirty.slots = calloc(2u * slots + 1, sizeof *loop->dirty.slots);
     loop->resume.slots = calloc(2u * slots + 1, sizeof *loop->resume.slots);
     loop->relay_count = threads;
     loop->relays = aligned_alloc(IM_CACHE_LINE, threads * sizeof *loop->relays);
     loop->gather.scratch = malloc(IM_GATHER_SCRATCH);
-    if (!loop->conns || !loop->users || !loop->resume.slots || !loop->relays ||
-        !loop->gather.scratch)
+    if (!loop->conns || !loop->users || !loop->dirty.slots ||
+        !loop->resume.slots || !loop->relays || !loop->gather.scratch)
         return IM_FULL;
     memset(loop->relays, 0, threads * sizeof *loop->relays);
 
@@ -98,8 +99,7 @@ static enum im_status init_memory(struct im_loop *loop)
     uint64_t queue_len = QUEUE_LEN;
     if (queue_len < 4ull * config->max_frame_bytes)
         queue_len = 4ull * config->max_frame_bytes;
-    if (im_slots_init(&loop->dirty, slots + 1) ||
-        im_ring_init(&loop->ring, RING_LEN) ||
+    if (im_ring_init(&loop->ring, RING_LEN) ||
         im_pool_init(&loop->pool, (uint8_t)loop->number, config->pool_bytes,
                      message_max) ||
         im_topics_init(&loop->topics, loop->core->seed) ||
@@ -209,7 +209,7 @@ void im_loop_free(struct im_loop *loop)
     free(loop->gather.scratch);
     free(loop->relays);
     free(loop->resume.slots);
-    im_slots_free(&loop->dirty);
+    free(loop->dirty.slots);
     free(loop->users);
     free(loop->conns);
 }
@@ -377,11 +377,11 @@ static void resume_all(struct im_loop *loop)
 
 void im_loop_flush(struct im_loop *loop)
 {
-    uint32_t slot;
-
-    /* Closing a doomed connection marks it once more, for its goodbye. */
-    while ((slot = im_slots_take(&loop->dirty)) != IM_NONE) {
+    /* Closing a doomed connection puts its goodbye behind the others. */
+    for (uint32_t i = 0; i < loop->dirty.count; i++) {
+        uint32_t slot = loop->dirty.slots[i];
         struct im_conn *conn = &loop->conns[slot];
+        conn->marks &= (uint8_t)~IM_MARK_DIRTY;
         if (IM_UNLIKELY(conn->marks & IM_MARK_DOOMED)) {
             if (conn->close_code == IM_CLOSE_SLOW)
                 im_stat_add(&loop->stats.slow_readers, 1);
@@ -391,6 +391,7 @@ void im_loop_flush(struct im_loop *loop)
             im_conn_flush(loop, slot);
         }
     }
+    loop->dirty.count = 0;
     loop->unflushed = 0;
 }
 

@@ -21,7 +21,6 @@
 #include "queue.h"
 #include "rights.h"
 #include "ring.h"
-#include "slots.h"
 #include "stats.h"
 #include "topics.h"
 
@@ -69,12 +68,13 @@ enum im_pause {
 };
 
 enum im_mark {
-    IM_MARK_QUEUED = 1,  /* on the resume list */
-    IM_MARK_ARMED = 2,   /* EPOLLOUT is on: the kernel took less than all */
-    IM_MARK_DEAF = 4,    /* EPOLLIN is off */
-    IM_MARK_KNOWN = 8,   /* Python will be told that it closed */
-    IM_MARK_DOOMED = 16, /* to be closed at the next flush */
-    IM_MARK_SHUT = 32    /* our side of the stream has ended */
+    IM_MARK_DIRTY = 1,   /* on the dirty list: has something to flush */
+    IM_MARK_QUEUED = 2,  /* on the resume list */
+    IM_MARK_ARMED = 4,   /* EPOLLOUT is on: the kernel took less than all */
+    IM_MARK_DEAF = 8,    /* EPOLLIN is off */
+    IM_MARK_KNOWN = 16,  /* Python will be told that it closed */
+    IM_MARK_DOOMED = 32, /* to be closed at the next flush */
+    IM_MARK_SHUT = 64    /* our side of the stream has ended */
 };
 
 /* What fan-out touches comes first. Every byte counts ten thousand times. */
@@ -161,7 +161,7 @@ struct im_loop {
     uint32_t conn_count; /* slots */
     uint32_t conn_used;  /* slots ever used */
     uint32_t conn_vacant;
-    struct im_slots dirty; /* have something to flush */
+    struct im_list dirty;
     struct im_list resume;
 
     struct im_ring ring;

@@ -131,25 +131,37 @@ void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
     }
 }
 
-/* The first message is through: it goes, and its block when that is empty. */
-static void drop_front(struct im_outbox *outbox, struct im_pool *pool)
+static void drop_block(struct im_outbox *outbox, struct im_pool *pool)
 {
-    struct im_msg *block = outbox->last ? outbox->first : NULL;
+    struct im_msg *slot = outbox->first;
 
-    im_msg_drop(pool, front(outbox));
-    outbox->refs--;
-    if (!block) {
-        outbox->first = NULL;
-        return;
-    }
-    outbox->head++;
-    if (outbox->head < (block == outbox->last ? outbox->tail : IM_OUTBOX_REFS))
-        return;
-    outbox->first = block_of(block)->next;
+    outbox->first = block_of(slot)->next;
     outbox->head = 0;
     if (!outbox->first)
         outbox->last = NULL;
-    im_msg_drop(pool, block);
+    im_msg_drop(pool, slot);
+}
+
+/* The same where blocks hold the references; `len` counts from the beginning of
+ * the first message. */
+static void sent_from_blocks(struct im_outbox *outbox, struct im_pool *pool,
+                             uint32_t len)
+{
+    while (outbox->first) {
+        struct im_msg *slot = outbox->first;
+        uint32_t end = slot == outbox->last ? outbox->tail : IM_OUTBOX_REFS;
+        for (; outbox->head < end; outbox->head++) {
+            struct im_msg *msg = block_of(slot)->refs[outbox->head];
+            if (len < msg->len) {
+                outbox->sent = len;
+                return;
+            }
+            len -= msg->len;
+            outbox->refs--;
+            im_msg_drop(pool, msg);
+        }
+        drop_block(outbox, pool);
+    }
 }
 
 void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
@@ -158,11 +170,16 @@ void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
     IM_ASSERT(len <= outbox->bytes);
     outbox->bytes -= len;
     len += outbox->sent;
-    while (outbox->refs && len >= front(outbox)->len) {
-        len -= front(outbox)->len;
-        drop_front(outbox, pool);
+    outbox->sent = 0;
+    if (outbox->last) {
+        sent_from_blocks(outbox, pool, len);
+    } else if (outbox->bytes) {
+        outbox->sent = len;
+    } else if (outbox->first) {
+        outbox->refs = 0;
+        im_msg_drop(pool, outbox->first);
+        outbox->first = NULL;
     }
-    outbox->sent = len;
 }
 
 void im_outbox_clear(struct im_outbox *outbox, struct im_pool *pool)

@@ -2,7 +2,8 @@
  * outbox.h - what one connection still has to send: references in order.
  *
  * Filled by fan-out, emptied once a turn. Most turns owe a connection one
- * message: its reference stands here by itself. From the second one on blocks
+ * message: its reference stands here by itself, which takes a third off the
+ * instructions of a delivery. From the second one on blocks
  * hold them, which come from the message pool, so a reader that lags costs pool
  * memory and hits the pool's bound. An idle connection owns but these 32 bytes.
  *
