@@ -200,8 +200,8 @@ static uint8_t verdict_on(struct im_loop *loop, uint32_t slot,
 /* A message with the frame in it, and those behind it that are judged alike.
  * With little room in the pool the frame by itself: what is refused is refused
  * one by one, each by its number. NULL when there is none for that. */
-static struct im_msg *message_of(struct im_loop *loop, struct im_frame *frame,
-                                 const struct im_message *message)
+static struct im_msg *take_run(struct im_loop *loop, struct im_frame *frame,
+                               const struct im_message *message)
 {
     uint32_t names_len =
         (uint32_t)(message->topic.len + message->tag.len + message->sender.len);
@@ -233,7 +233,7 @@ static enum im_fate publish(struct im_loop *loop, uint32_t slot,
 
     if (msg)
         im_msg_share(&loop->pool, msg, 1);
-    else if (!(msg = message_of(loop, frame, message)))
+    else if (!(msg = take_run(loop, frame, message)))
         return refuse(loop, slot, IM_ERROR_OVERLOADED, frame, message->topic);
     im_stat_add(&loop->stats.messages_in, frame->count);
     im_fanout_publish(loop, msg, topic, message, topic->hash,

@@ -3,9 +3,9 @@
  *
  * Filled by fan-out, emptied once a turn. Most turns owe a connection one
  * message: its reference stands here by itself, which takes a third off the
- * instructions of a delivery. From the second one on blocks
- * hold them, which come from the message pool, so a reader that lags costs pool
- * memory and hits the pool's bound. An idle connection owns but these 32 bytes.
+ * instructions of a delivery. From the second one on blocks hold them, which
+ * come from the message pool, so a reader that lags costs pool memory and hits
+ * the pool's bound. An idle connection owns but these 32 bytes.
  *
  *   O1  bytes = the sum of what the references hold, less what of the first
  *       one was sent already; refs = how many there are.
