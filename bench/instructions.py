@@ -44,7 +44,9 @@ class Row(NamedTuple):
     @property
     def change(self) -> float:
         """0.1 for 10 % more; 0 where there is nothing to compare."""
-        return self.now / self.before - 1 if self.now and self.before else 0.0
+        if self.now is None or self.before is None:
+            return 0.0
+        return self.now / self.before - 1
 
     @property
     def is_regression(self) -> bool:
@@ -54,7 +56,7 @@ class Row(NamedTuple):
         now = "gone" if self.now is None else f"{self.now:,.1f}"
         if self.before is None:
             return f"{self.case:42} {now:>10} {'new':>10}"
-        note = f" {self.change:+8.1%}" if self.now else ""
+        note = "" if self.now is None else f" {self.change:+8.1%}"
         return f"{self.case:42} {now:>10} {self.before:>10,.1f}{note}" + (
             "  REGRESSION" if self.is_regression else ""
         )
@@ -66,9 +68,9 @@ def compare(now: Mapping[str, float], before: Mapping[str, float]) -> list[Row]:
 
 
 def compiler() -> str:
-    """Its name and major version, which the counts belong to."""
-    words = _run(["gcc", "-dumpfullversion", "-dumpmachine"]).split()
-    return f"gcc {words[0].partition('.')[0]} {words[-1]}"
+    """Its name, major version and machine, which the counts belong to."""
+    version = _run(["gcc", "-dumpversion"]).strip()
+    return f"gcc {version.partition('.')[0]} {_run(['gcc', '-dumpmachine']).strip()}"
 
 
 def build(place: Path, *flags: str) -> Path:
@@ -89,7 +91,7 @@ def count(program: Path, case: str) -> float:
     valgrind = ["valgrind", "-q", "--tool=callgrind", "--collect-atstart=no"]
     operations = int(_run([*valgrind, f"--callgrind-out-file={out}", str(program), case]))
     found = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
-    if found is None:
+    if found is None or int(found[1]) == 0:
         raise GateError(f"callgrind counted nothing for {case!r}")
     return round(int(found[1]) / operations, 1)
 

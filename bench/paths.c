@@ -6,6 +6,7 @@
  * are read and written. What clients do is not in it, and to callgrind neither
  * is the kernel.
  */
+#define _GNU_SOURCE
 #include "paths.h"
 
 #include <time.h>

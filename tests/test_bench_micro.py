@@ -70,6 +70,25 @@ def test_the_gate_decides_under_the_compiler_of_the_baseline(
     assert ("does not decide" in capsys.readouterr().out) is (compiler == "gcc 2")
 
 
+def test_a_path_in_which_nothing_was_counted_is_no_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "instructions"
+    program.with_suffix(".callgrind").write_text("summary: 0\n")
+    monkeypatch.setattr(instructions, "_run", lambda command: "100\n")
+    with pytest.raises(instructions.GateError, match="counted nothing"):
+        instructions.count(program, "path")
+
+
+def test_the_compiler_is_named_with_its_major_version_and_machine() -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    machine = subprocess.run(["gcc", "-dumpmachine"], capture_output=True, text=True, check=True)
+    name, major, where = instructions.compiler().split()
+    assert (name, where) == ("gcc", machine.stdout.strip())
+    assert major.isdigit()
+
+
 def test_the_gate_counts_a_real_path(tmp_path: Path) -> None:
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
