@@ -22,10 +22,11 @@
 #include "fanout.h"
 #include "imcore.h"
 
-/* A run of publications becomes one message of at most so many bytes. By then
- * what a message costs is spread over a hundred frames, and one reader that
- * lags does not keep more of the pool than it is owed. */
-#define RUN_BYTES (16u << 10)
+/* A run of publications becomes one message that fills a slot of 4 KiB. By then
+ * what a message costs is spread over dozens of frames; and what is bounded in
+ * references, a relay queue or the outboxes of a turn, stands for memory that
+ * the pool has. */
+#define RUN_BYTES (4096u - (uint32_t)sizeof(struct im_msg))
 
 enum im_fate im_dispatch_close(struct im_loop *loop, uint32_t slot,
                                uint16_t code)

@@ -24,7 +24,7 @@
 
 /* Messages of one other thread taken in a turn. It may refill its queue as fast
  * as we deliver, and our own sockets, timers and commands must not wait. */
-#define RELAYS_A_TURN 256
+#define RELAYS_A_TURN 64
 
 /* One read takes at most this much: large enough that a busy connection needs
  * few reads, small enough that it does not keep the others waiting. */
