@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cffi
 
-HEADERS = ("base", "filter", "frame", "heartbeat", "outbox", "pool", "queue", "rights", "ring")
+HEADERS = ("base", "batch", "filter", "frame", "heartbeat", "outbox", "pool", "queue", "receipts", "rights", "ring")
 
 DECLARATIONS = """
 enum im_status { IM_OK, IM_MORE, IM_BAD, IM_FULL, ... };
@@ -127,6 +127,40 @@ void im_heartbeat_seen(struct im_heartbeat *, uint32_t slot, uint32_t now_ms);
 uint32_t im_heartbeat_sweep(struct im_heartbeat *, uint32_t *at, uint32_t now_ms,
                             enum im_pulse *);
 uint32_t im_heartbeat_tick_ms(const struct im_heartbeat *);
+
+struct im_receipt_key { uint64_t a, b; };
+struct im_receipt { struct im_receipt_key key; uint64_t content; uint64_t seq; uint64_t time_ms;
+                    uint64_t clock_ms; };
+struct im_receipts { uint32_t count; ...; };
+enum im_status im_receipts_init(struct im_receipts *, uint32_t count_max, uint64_t window_ms);
+void im_receipts_free(struct im_receipts *);
+const struct im_receipt *im_receipt_find(const struct im_receipts *, struct im_receipt_key);
+void im_receipt_add(struct im_receipts *, const struct im_receipt *);
+void im_receipts_expire(struct im_receipts *, uint64_t clock_ms);
+
+enum im_batch_fate { IM_KEPT, IM_REPEATED, IM_CONFLICT, ... };
+#define IM_BLOB_MAX ...
+struct im_batch_frame { uint64_t device; uint32_t at; uint32_t size; uint32_t topic;
+                        uint32_t fate; };
+struct im_batch_part { uint64_t first_seq; uint64_t checksum; uint32_t topic; uint32_t blob;
+                       uint32_t offset; uint32_t len; uint32_t count; };
+struct im_batch_blob { uint32_t first; uint32_t count; uint32_t first_part; uint32_t len; };
+struct im_batch { uint8_t *bytes; uint32_t len; struct im_batch_frame *frames;
+                  uint32_t frame_count; uint32_t topic_count; struct im_batch_blob *blobs;
+                  uint32_t blob_count; struct im_batch_part *parts; uint32_t part_count; ...; };
+enum im_status im_batch_init(struct im_batch *, uint64_t seed, uint32_t receipts_max,
+                             uint64_t window_ms);
+void im_batch_free(struct im_batch *);
+void im_batch_clear(struct im_batch *);
+enum im_status im_batch_add(struct im_batch *, struct im_span frames, uint64_t device);
+struct im_span im_batch_topic(const struct im_batch *, uint32_t topic);
+enum im_status im_batch_seal(struct im_batch *, const uint64_t *heads, uint64_t time_ms,
+                             uint64_t clock_ms);
+uint64_t im_batch_write(struct im_batch *, uint32_t number, uint8_t *frames, uint8_t *devices);
+enum im_status im_batch_recall(struct im_batch *, struct im_span frames, struct im_span devices,
+                               uint64_t clock_ms);
+uint32_t im_batch_count(struct im_span frames, struct im_span topic, uint64_t seq);
+uint64_t im_batch_checksum(const uint8_t *at, size_t len);
 """
 
 ffi = cffi.FFI()

@@ -100,3 +100,56 @@ cdef extern from "imcore.h" nogil:
     void im_core_stats(const im_core *core, uint64_t *sums)
     void im_loop_turn(im_loop *loop, int wait_ms)
     uint32_t im_conn_thread(uint64_t id)
+
+
+cdef extern from "batch.h" nogil:
+    enum:
+        IM_KEPT
+        IM_REPEATED
+        IM_CONFLICT
+
+    struct im_batch_frame:
+        uint32_t at
+        uint32_t size
+        uint32_t fate
+
+    struct im_batch_part:
+        uint64_t first_seq
+        uint64_t checksum
+        uint32_t topic
+        uint32_t blob
+        uint32_t offset
+        uint32_t len
+        uint32_t count
+
+    struct im_batch_blob:
+        uint32_t count
+        uint32_t len
+
+    struct im_batch:
+        uint64_t seed
+        uint8_t *bytes
+        uint32_t len
+        im_batch_frame *frames
+        uint32_t frame_count
+        uint32_t topic_count
+        im_batch_blob *blobs
+        uint32_t blob_count
+        im_batch_part *parts
+        uint32_t part_count
+
+    uint64_t im_hash(uint64_t seed, const uint8_t *at, size_t len)
+    im_status im_batch_init(im_batch *, uint64_t seed, uint32_t receipts_max, uint64_t window_ms)
+    void im_batch_free(im_batch *)
+    void im_batch_clear(im_batch *)
+    im_status im_batch_add(im_batch *, im_span frames, uint64_t device)
+    im_span im_batch_topic(const im_batch *, uint32_t topic)
+    im_status im_batch_seal(
+        im_batch *, const uint64_t *heads, uint64_t time_ms, uint64_t clock_ms
+    )
+    uint64_t im_batch_write(im_batch *, uint32_t number, uint8_t *frames, uint8_t *devices)
+    im_status im_batch_recall(
+        im_batch *, im_span frames, im_span devices, uint64_t clock_ms
+    )
+    uint32_t im_batch_count(im_span frames, im_span topic, uint64_t seq)
+    uint64_t im_batch_checksum(const uint8_t *at, size_t len)

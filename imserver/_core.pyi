@@ -105,3 +105,42 @@ class Core:
         """Send what is queued and the GOAWAY `frame`, or the goodbye of `code`; then close."""
     def stats(self) -> dict[str, int]:
         """Counters and gauges of all threads, summed; `docs/operations.md` explains each."""
+
+@final
+class Batch:
+    """The per-message part of the store's commits, off the GIL.
+
+    add() ... topics() → seal() → blobs(), then parts(), added() → clear(). `seed` is the secret of
+    the store; `receipts` publishes of the last `window_ms` are remembered to recognise repeats.
+    Call it from one thread at a time.
+    """
+
+    def __new__(cls, *, seed: int, receipts: int, window_ms: int) -> Batch: ...
+    def clear(self) -> None:
+        """Begin the next commit. What was published stays known."""
+    def add(self, frames: bytes, device: bytes) -> None:
+        """Take whole MESSAGE frames, one behind the other, of one device. ValueError when they
+        are not that, MemoryError when they are too many; nothing is taken then."""
+    def topics(self) -> list[bytes]:
+        """The topics of what was added, each once."""
+    def seal(self, heads: list[int], time_ms: int, clock_ms: int) -> None:
+        """Fill in seq and time. `heads` are the last seqs of the topics; `clock_ms` does not
+        jump."""
+    def blobs(self) -> list[tuple[bytes, bytes, int]]:
+        """What to write: (frames, devices, checksum), in this order."""
+    def parts(self) -> list[tuple[int, int, int, int, int, int, int]]:
+        """The index: (number of the topic, first seq, count, number of the blob, offset, length,
+        checksum). After blobs()."""
+    def added(self) -> list[tuple[bytes, int, tuple[int, ...], tuple[int, ...]]]:
+        """For each add(): its frames as they are kept, their count, the numbers of those that
+        repeat an earlier publish (seq and time are the first's) and of those whose id stands for
+        other content (seq 0)."""
+    def recall(self, frames: bytes, devices: bytes, clock_ms: int) -> None:
+        """Make the publishes in a blob known again. ValueError when it is none."""
+
+def checksum(data: bytes) -> int:
+    """That of blobs and parts, signed."""
+
+def count_frames(frames: bytes, topic: bytes, seq: int) -> int:
+    """How many frames of `topic` with consecutive seqs from `seq` on these are; 0 if not only
+    that."""
