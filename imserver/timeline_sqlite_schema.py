@@ -1,0 +1,278 @@
+"""The store's directory: its lock, its file, and what has to be true before it is used.
+
+    lock            held as long as a process uses the directory; has its number
+    store.db        everything
+    store.db-wal    what was committed since the last checkpoint; as precious as store.db
+    store.db-shm    SQLite's index of it, made anew after a crash
+    damaged-*.wal   a log that had lost its tail when the store was opened, for whoever mends it
+
+A commit is a row of `blob`: up to 256 KiB of frames, those of a topic side by side. `part` finds
+a topic in them: one row a topic and blob, not one a message, with a checksum of its own, so that
+damage to some bytes hides the messages they belong to and no others. `live` counts the parts of
+a blob; a blob goes when its last part was deleted, never because a part is missing.
+
+SQLite checks no pages by itself. Its checksum VFS does (8 bytes a page; it comes with apsw), so
+that a flipped bit in an index or a cursor is an error, not a wrong answer.
+
+Not here: statements of the daily work (writer, tables, reader).
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from logging import getLogger
+from pathlib import Path
+from struct import Struct
+from typing import Final
+
+import apsw
+import apsw.sqlite_extra
+
+from imserver.timeline import StoreError
+
+FILE: Final = "store.db"
+VERSION: Final = 1
+APPLICATION: Final = 0x494D5352  # "IMSR", in the header of the file
+#: Commits wait for the disk, so a writer is never kept longer than by a checkpoint.
+BUSY_MS: Final = 10_000
+
+SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+-- first: the oldest seq that is kept; head: the last seq when it was trimmed, at least
+CREATE TABLE topic (
+    id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE,
+    first INTEGER NOT NULL DEFAULT 1, head INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE blob (
+    id INTEGER PRIMARY KEY, time_ms INTEGER NOT NULL, checksum INTEGER NOT NULL,
+    devices BLOB NOT NULL, frames BLOB NOT NULL);
+CREATE TABLE live (blob INTEGER PRIMARY KEY, parts INTEGER NOT NULL);
+CREATE TABLE part (
+    topic INTEGER NOT NULL, first_seq INTEGER NOT NULL, count INTEGER NOT NULL,
+    blob INTEGER NOT NULL, offset INTEGER NOT NULL, len INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, PRIMARY KEY (topic, first_seq)) WITHOUT ROWID;
+CREATE TABLE cursor (
+    user TEXT NOT NULL, device TEXT NOT NULL, topic INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (user, device, topic)) WITHOUT ROWID;
+CREATE TABLE dead (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL, device TEXT NOT NULL,
+    topic INTEGER NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL, time_ms INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0,
+    frame BLOB NOT NULL, UNIQUE (user, device, topic, seq));
+"""
+
+_WAL_HEAD = Struct(">8I")  # magic, version, page size, checkpoint, salt, salt, checksum, checksum
+_WAL_FRAME = Struct(">6I")  # page, pages of the database if a commit, salt, salt, checksums
+
+_log = getLogger(__name__)
+
+
+@cache
+def checksum_vfs() -> str | None:
+    """The VFS that checks every page. SQLite keeps it as the default of the process, where it
+    passes databases through that were not made with it."""
+    if not apsw.sqlite_extra.has("cksumvfs"):
+        _log.warning("this apsw has no checksum VFS: damage to an index can go unnoticed")
+        return None
+    helper = apsw.Connection(":memory:")
+    apsw.sqlite_extra.load(helper, "cksumvfs")
+    helper.close()
+    return "cksmvfs"
+
+
+class Lock:
+    """The only process on a directory. Ends with the process, however that ends."""
+
+    def __init__(self, directory: Path) -> None:
+        self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._fd, 20, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._fd)
+            raise StoreError(
+                f"the data directory {directory} is in use by process {holder}: stop that server,"
+                " or choose another directory (--data)"
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Clock:
+    """Wall time for what people see, and the same advanced steadily, so that a clock that is set
+    while the server runs changes the time of messages and nothing else."""
+
+    def __init__(self, wall_s: Callable[[], float] = time.time) -> None:
+        self._wall_s = wall_s
+        self._start_s = wall_s() - time.monotonic()
+
+    def wall_ms(self) -> int:
+        return max(0, int(self._wall_s() * 1000))
+
+    def steady_ms(self) -> int:
+        return max(0, int((self._start_s + time.monotonic()) * 1000))
+
+
+class Store:
+    """An open directory: the lock, the one writing connection, and what `meta` says."""
+
+    def __init__(self, directory: Path, *, must_exist: bool = False, mend: bool = True) -> None:
+        self.directory = directory
+        self.path = directory / FILE
+        self.damage: list[str] = []
+        if must_exist and not self.path.exists():
+            raise StoreError(f"there is no store in {directory}: name its directory with --data")
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = Lock(directory)
+        except OSError as error:
+            raise StoreError(f"the data directory {directory} cannot be used: {error}") from None
+        try:
+            self._open(mend)
+        except (apsw.Error, OSError) as error:
+            self.close()
+            raise StoreError(
+                f"the store in {directory} cannot be opened: {error}. Nothing was changed; restore"
+                " a copy of the directory, or ask `imserver store check` for more"
+            ) from error
+        except StoreError:
+            self.close()
+            raise
+
+    def _open(self, mend: bool) -> None:
+        os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self.connection = apsw.Connection(str(self.path), vfs=checksum_vfs())
+        self._prepare()
+        self._judge_tail(mend)
+        meta = dict(self.connection.execute("SELECT name, value FROM meta").get or ())
+        self.epoch, self.seed = int(meta["epoch"]), int(meta["seed"])
+
+    def _prepare(self) -> None:
+        """Pragmas, each read back: a store that would not flush must not start."""
+        connection = self.connection
+        connection.set_busy_timeout(BUSY_MS)
+        # Closing must not write: after a failed flush nothing is touched again.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        if connection.pragma("page_count") == 0:
+            connection.reserve_bytes(reserve=8)
+        if connection.pragma("journal_mode", "wal") != "wal":
+            raise StoreError(f"{self.directory} is on a file system where SQLite has no WAL")
+        connection.pragma("synchronous", "FULL")
+        connection.pragma("wal_autocheckpoint", 0)
+        connection.pragma("cache_size", -65_536)
+        if (connection.pragma("synchronous"), connection.pragma("wal_autocheckpoint")) != (2, 0):
+            raise StoreError("SQLite does not keep synchronous=FULL")
+        version, tables = connection.pragma("user_version"), connection.pragma("schema_version")
+        if tables == 0:
+            self._create()
+        elif connection.pragma("application_id") != APPLICATION:
+            raise StoreError(f"{self.path} is no store of imserver; choose another directory")
+        elif version > VERSION:
+            raise StoreError(
+                f"the store in {self.directory} has version {version}, written by a newer imserver;"
+                f" this one reads up to {VERSION}: install the newer one again"
+            )
+
+    def _create(self) -> None:
+        with self.connection:
+            self.connection.execute(SCHEMA)
+            meta = {"epoch": secrets.randbits(62) + 1, "seed": secrets.randbits(62) + 1}
+            self.connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            self.connection.pragma("application_id", APPLICATION)
+            self.connection.pragma("user_version", VERSION)
+        for directory in (self.directory, self.directory.parent):
+            fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            os.fsync(fd)
+            os.close(fd)
+
+    def _judge_tail(self, mend: bool) -> None:
+        """SQLite ends a log at its first damaged frame and says nothing. What was committed
+        behind that is history lost, and everybody with a cursor must hear of it."""
+        wal = self.path.with_name(f"{FILE}-wal")
+        recovered, _ = self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        if not wal.exists() or not has_lost_tail(wal, self.connection.pragma("page_size"), recovered):
+            return
+        self.report(f"{wal.name} is damaged: commits behind its frame {recovered} are lost")
+        if not mend:
+            return
+        kept = self.directory / f"damaged-{time.time_ns()}.wal"
+        shutil.copyfile(wal, kept)
+        with self.connection:
+            epoch = secrets.randbits(62) + 1
+            self.connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
+        _log.error("a copy of the log is in %s; the epoch of the store is a new one", kept)
+
+    def reader(self) -> apsw.Connection:
+        """One more connection, that cannot write. For one thread."""
+        connection = apsw.Connection(
+            str(self.path), flags=apsw.SQLITE_OPEN_READONLY, vfs=checksum_vfs()
+        )
+        connection.set_busy_timeout(BUSY_MS)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.pragma("query_only", 1)
+        return connection
+
+    def report(self, damage: str) -> None:
+        """Something that cannot be read: logged once, and listed in `damage`. From any thread."""
+        if damage not in self.damage:
+            self.damage.append(damage)
+            _log.error("the store in %s: %s", self.directory, damage)
+
+    def settle(self) -> None:
+        """Bring everything into store.db, so that a copy of it alone is whole."""
+        self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def close(self) -> None:
+        """Writes nothing."""
+        connection = getattr(self, "connection", None)
+        if connection is not None:
+            with suppress(apsw.Error):
+                connection.close(True)
+        self._lock.release()
+
+
+def has_lost_tail(wal: Path, page_size: int, recovered: int) -> bool:
+    """Whether a log has commits of its own behind the `recovered` frames.
+
+    An unfinished commit at the end is usual after a crash, and so are frames of an earlier
+    round, which have other salts. A power cut may leave a commit without its middle, which nobody
+    was told of; it is counted as lost all the same, for it cannot be told apart.
+    """
+    with wal.open("rb") as file:
+        head = file.read(_WAL_HEAD.size)
+        if len(head) < _WAL_HEAD.size:
+            return False
+        salts = _WAL_HEAD.unpack(head)[4:6]
+        if not _is_whole(head):
+            return wal.stat().st_size >= _WAL_HEAD.size + _WAL_FRAME.size + page_size
+        at = _WAL_HEAD.size + recovered * (_WAL_FRAME.size + page_size)
+        while True:
+            file.seek(at)
+            frame = file.read(_WAL_FRAME.size)
+            if len(frame) < _WAL_FRAME.size:
+                return False
+            _, pages, *found = _WAL_FRAME.unpack(frame)[:4]
+            # One of both, since a flipped bit may be in the other.
+            if pages and (found[0] == salts[0] or found[1] == salts[1]):
+                return True
+            at += _WAL_FRAME.size + page_size
+
+
+def _is_whole(head: bytes) -> bool:
+    """Whether the checksum of a log's head is right; its low bit of magic is the byte order."""
+    order: Final = ">" if head[3] & 1 else "<"
+    a = b = 0
+    words = Struct(f"{order}6I").unpack(head[:24])
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        a = (a + even + b) & 0xFFFFFFFF
+        b = (b + odd + a) & 0xFFFFFFFF
+    return (a, b) == _WAL_HEAD.unpack(head)[6:]

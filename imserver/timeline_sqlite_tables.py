@@ -1,0 +1,188 @@
+"""What changes in the store, statement by statement, inside a transaction of the writer's.
+
+Everything here runs on the writer thread. An exception out of SQLite means that the store stops,
+so nothing here catches one.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import Final
+
+import apsw
+
+from imserver._core import Batch
+from imserver.timeline import Cursor, DeadLetter
+
+#: Topics whose id and head are remembered, at about 300 bytes each.
+TOPICS_MAX: Final = 100_000
+#: Index rows that one commit forgets; a long retention run lets others in between.
+TRIM_PARTS: Final = 4_096
+
+DEAD: Final = """
+SELECT user, device, name, seq, reason, attempts, time_ms, frame, dead.id, taken
+FROM dead JOIN topic ON topic.id = dead.topic"""
+
+
+class Topic:
+    """A row of `topic`, and the last seq given."""
+
+    __slots__ = ("first", "head", "id")
+
+    def __init__(self, id: int, first: int, head: int) -> None:
+        self.id, self.first, self.head = id, first, head
+
+
+def find_topic(connection: apsw.Connection, name: bytes) -> Topic | None:
+    """The head is what the index says, or what trimming left behind."""
+    row = connection.execute(
+        "SELECT id, first, max(head, coalesce((SELECT first_seq + count - 1 FROM part"
+        " WHERE topic = topic.id ORDER BY first_seq DESC LIMIT 1), 0))"
+        " FROM topic WHERE name = ?",
+        (name,),
+    ).fetchone()
+    return Topic(*row) if row and row[0] is not None else None
+
+
+def letter(row: tuple[object, ...]) -> DeadLetter:
+    """A row of DEAD."""
+    user, device, topic, *rest, taken = row
+    assert isinstance(topic, bytes)
+    return DeadLetter(user, device, topic.decode(errors="replace"), *rest, bool(taken))  # type: ignore[arg-type]
+
+
+class Tables:
+    """The tables, for the one thread that changes them."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._topics: dict[bytes, Topic] = {}
+        last = connection.execute("SELECT max(id) FROM blob").get
+        self._next_blob = (last or 0) + 1
+
+    def topic(self, name: bytes) -> Topic:
+        """A topic, made if there is none."""
+        topic = self._topics.get(name) or find_topic(self._connection, name)
+        if topic is None:
+            self._connection.execute("INSERT INTO topic (name) VALUES (?)", (name,))
+            topic = Topic(self._connection.last_insert_rowid(), 1, 0)
+        if name not in self._topics:
+            if len(self._topics) >= TOPICS_MAX:
+                del self._topics[next(iter(self._topics))]
+            self._topics[name] = topic
+        return topic
+
+    def append(self, batch: Batch, time_ms: int, steady_ms: int) -> None:
+        """The frames of a batch: T1."""
+        topics = [self.topic(name) for name in batch.topics()]
+        batch.seal([topic.head for topic in topics], time_ms, steady_ms)
+        first_blob = self._next_blob
+        self._connection.executemany(
+            "INSERT INTO blob (id, time_ms, checksum, devices, frames) VALUES (?, ?, ?, ?, ?)",
+            (
+                (first_blob + number, time_ms, checksum, devices, frames)
+                for number, (frames, devices, checksum) in enumerate(batch.blobs())
+            ),
+        )
+        parts: Counter[int] = Counter()
+        rows = []
+        for number, first_seq, count, blob, offset, length, checksum in batch.parts():
+            topic = topics[number]
+            topic.head = first_seq + count - 1
+            rows.append((topic.id, first_seq, count, first_blob + blob, offset, length, checksum))
+            parts[first_blob + blob] += 1
+        self._connection.executemany("INSERT INTO part VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._connection.executemany("INSERT INTO live VALUES (?, ?)", parts.items())
+        self._next_blob += len(parts)
+
+    def trim(self, name: bytes, before: int) -> tuple[int, bool]:
+        """Messages forgotten, and whether that is all; the rest is for the next commit."""
+        topic = self._topics.get(name) or find_topic(self._connection, name)
+        if topic is None:
+            return 0, True
+        before = min(before, topic.head + 1)
+        whole = self._connection.execute(
+            "SELECT first_seq, count, blob FROM part WHERE topic = ? AND first_seq < ?"
+            " AND first_seq + count <= ? ORDER BY first_seq LIMIT ?",
+            (topic.id, before, before, TRIM_PARTS),
+        ).fetchall()
+        is_done = len(whole) < TRIM_PARTS
+        if not is_done:
+            before = whole[-1][0] + whole[-1][1]
+        if before <= topic.first:
+            return 0, True
+        self._connection.execute(
+            "DELETE FROM part WHERE topic = ? AND first_seq < ? AND first_seq + count <= ?",
+            (topic.id, before, before),
+        )
+        for blob, parts in Counter(blob for *_, blob in whole).items():
+            self._release(blob, parts)
+        forgotten = before - topic.first
+        topic.first = before
+        self._connection.execute(
+            "UPDATE topic SET first = ?, head = ? WHERE id = ?", (before, topic.head, topic.id)
+        )
+        return forgotten, is_done
+
+    def _release(self, blob: int, parts: int) -> None:
+        self._connection.execute(
+            "UPDATE live SET parts = parts - ? WHERE blob = ?", (parts, blob)
+        )
+        gone = "SELECT blob FROM live WHERE blob = ? AND parts = 0"
+        self._connection.execute(f"DELETE FROM blob WHERE id = ({gone})", (blob,))
+        self._connection.execute("DELETE FROM live WHERE blob = ? AND parts = 0", (blob,))
+
+    def retain(self, name: bytes, oldest_ms: int, max_count: int) -> tuple[int, bool]:
+        """Like trim(), to the first commit that is young enough, or to a number of messages."""
+        topic = self._topics.get(name) or find_topic(self._connection, name)
+        if topic is None:
+            return 0, True
+        before = topic.head - max_count + 1 if max_count else 0
+        rows = self._connection.execute(
+            "SELECT time_ms, first_seq + count FROM part JOIN blob ON blob.id = part.blob"
+            " WHERE topic = ? ORDER BY first_seq LIMIT ?",
+            (topic.id, TRIM_PARTS),
+        )
+        for time_ms, end in rows if oldest_ms else ():
+            if time_ms >= oldest_ms:
+                break
+            before = max(before, end)
+        return self.trim(name, before)
+
+    def put_cursors(self, cursors: Collection[Cursor], back: bool) -> None:
+        keep = "excluded.seq" if back else "max(seq, excluded.seq)"
+        self._connection.executemany(
+            "INSERT INTO cursor VALUES (?, ?, ?, ?)"
+            f" ON CONFLICT (user, device, topic) DO UPDATE SET seq = {keep}",
+            [(c.user, c.device, self.topic(c.topic.encode()).id, c.seq) for c in cursors],
+        )
+
+    def put_dead(self, letters: Collection[DeadLetter], cursors: Collection[Cursor]) -> None:
+        self._connection.executemany(
+            "INSERT INTO dead (user, device, topic, seq, reason, attempts, time_ms, frame)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user, device, topic, seq) DO UPDATE"
+            " SET reason = excluded.reason, attempts = excluded.attempts,"
+            " time_ms = excluded.time_ms, frame = excluded.frame, taken = 0",
+            [
+                (d.user, d.device, self.topic(d.topic.encode()).id, *d[3:8])
+                for d in letters
+            ],
+        )
+        self.put_cursors(cursors, back=False)
+
+    def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
+        taken = []
+        for id in sorted(set(ids)):
+            self._connection.execute("UPDATE dead SET taken = 1 WHERE id = ? AND taken = 0", (id,))
+            if self._connection.changes():
+                row = self._connection.execute(f"{DEAD} WHERE dead.id = ?", (id,)).fetchone()
+                taken.append(letter(row))
+        return taken
+
+    def drop_dead(self, ids: Iterable[int]) -> int:
+        before = self._connection.total_changes()
+        self._connection.executemany("DELETE FROM dead WHERE id = ?", ((id,) for id in set(ids)))
+        return self._connection.total_changes() - before
+
+    def expire_dead(self, oldest_ms: int) -> int:
+        self._connection.execute("DELETE FROM dead WHERE time_ms < ? AND taken = 0", (oldest_ms,))
+        return self._connection.changes()

@@ -1,0 +1,559 @@
+"""One suite for every adapter of the port `timeline`, and what only a disk has at its end."""
+
+import asyncio
+import logging
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from imserver import timeline, timeline_sqlite_schema
+from imserver.errors import ErrorCode, ImError
+from imserver.protocol import DURABLE, RETRY, decode_message, encode_message
+from imserver.timeline import Cursor, DeadLetter, Extent, StoreError, Timeline
+from imserver.timeline_memory import MemoryTimeline
+from imserver.timeline_sqlite import SqliteTimeline
+
+ROOT = Path(__file__).parent.parent
+
+
+class Turned:
+    """A wall clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def wall() -> Turned:
+    return Turned()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, wall: Turned
+) -> AsyncIterator[Timeline]:
+    if request.param == "memory":
+        opened: Timeline = MemoryTimeline(wall)
+    else:
+        opened = await SqliteTimeline.open(tmp_path / "data", wall_s=wall)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    """disk(): opens the store in one directory, again and again."""
+    opened: list[SqliteTimeline] = []
+
+    async def open(**options: Any) -> SqliteTimeline:
+        while opened:
+            await opened.pop().close()
+        opened.append(await SqliteTimeline.open(tmp_path / "data", **options))
+        return opened[0]
+
+    yield open
+    for store in opened:
+        await store.close()
+
+
+def message(topic: str, body: str = "", *, id: int = 0, sender: str = "ann", flags: int = 0) -> bytes:
+    return encode_message(topic, sender, body.encode(), id=id, flags=flags)
+
+
+def bodies(frames: bytes) -> list[str]:
+    return [decode_message(one).body.decode() for one in split(frames)]
+
+
+def split(frames: bytes) -> list[bytes]:
+    starts = [*timeline.frame_starts(frames), len(frames)]
+    return [frames[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+
+
+def seqs(frames: bytes) -> list[int]:
+    return [decode_message(one).seq for one in split(frames)]
+
+
+async def fill(store: Timeline, topic: str, count: int, start: int = 0) -> None:
+    for number in range(start, start + count):
+        await store.append(message(topic, str(number)))
+
+
+# Appending
+
+
+async def test_seqs_are_dense_in_each_topic_and_the_frames_come_back_numbered(
+    store: Timeline, wall: Turned
+) -> None:
+    frames = b"".join(message(f"room:{n % 2}", str(n), id=n + 1) for n in range(5))
+    appended = await store.append(frames, "phone")
+    kept = [decode_message(one) for one in split(appended.frames)]
+    assert [one.seq for one in kept] == [1, 1, 2, 2, 3]
+    assert {one.time_ms for one in kept} == {1_700_000_000_000}
+    assert {one.flags for one in kept} == {DURABLE}
+    assert [one.id for one in kept] == [1, 2, 3, 4, 5]
+    assert appended[1:] == (5, (), ())
+    page = await store.read("room:0")
+    assert split(page.frames) == split(appended.frames)[::2]
+    assert page == (1, 3, page.frames, 3, ())
+
+
+async def test_appends_that_do_not_wait_for_each_other_keep_their_order(store: Timeline) -> None:
+    futures = [store.append(message("room:a", str(n))) for n in range(300)]
+    done = await asyncio.gather(*futures)
+    assert [seqs(one.frames)[0] for one in done] == list(range(1, 301))
+    page = await store.read("room:a", limit=1000)
+    assert bodies(page.frames) == [str(n) for n in range(300)]
+
+
+async def test_the_bytes_are_those_that_were_published(store: Timeline) -> None:
+    sent = encode_message("room:ü", "ann", bytes(range(256)), tag="t", id=2**64 - 1, flags=RETRY)
+    kept = (await store.append(sent)).frames
+    assert kept[:5] == sent[:5]
+    assert kept[5] == sent[5] & ~RETRY | DURABLE
+    assert kept[6:8] == sent[6:8]
+    assert kept[24:] == sent[24:]
+
+
+async def test_a_frame_larger_than_a_blob_is_kept_like_any_other(store: Timeline) -> None:
+    big = "x" * 600_000
+    await store.append(message("room:a", "1") + message("room:a", big) + message("room:a", "3"))
+    assert bodies((await store.read("room:a", max_bytes=2**21)).frames) == ["1", big, "3"]
+    assert bodies((await store.read("room:a", 1)).frames) == [big, "3"]
+    assert bodies((await store.read("room:a", 1, max_bytes=10)).frames) == [big]
+
+
+@pytest.mark.parametrize("junk", [b"x", message("room:a")[:-1], b"\0\0\0\4\x0b\0\0\0"])
+async def test_what_are_no_messages_is_refused_and_nothing_of_it_kept(
+    store: Timeline, junk: bytes
+) -> None:
+    good, bad = store.append(message("room:a")), store.append(message("room:a") + junk)
+    with pytest.raises(ImError) as refused:
+        await bad
+    assert refused.value.code == ErrorCode.BAD_FRAME
+    await good
+    assert await store.extent("room:a") == Extent("room:a", 1, 1)
+    assert not store.failure
+
+
+async def test_an_append_of_nothing_is_nothing(store: Timeline) -> None:
+    assert await store.append(b"") == (b"", 0, (), ())
+
+
+async def test_more_than_may_wait_is_refused_until_there_is_room(
+    store: Timeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline, "WAITING_MAX_BYTES", 4_000)
+    futures = []
+    with pytest.raises(ImError) as refused:
+        for _ in range(100_000):
+            futures.append(store.append(message("room:a", "x" * 1_000)))
+    assert refused.value.code == ErrorCode.OVERLOADED
+    await store.room()
+    await store.append(message("room:a", "x" * 1_000))
+    await asyncio.gather(*futures)
+    assert (await store.extent("room:a")).head == len(futures) + 1
+
+
+# Reading
+
+
+async def test_a_topic_that_never_was_is_empty(store: Timeline) -> None:
+    assert await store.extent("room:a") == Extent("room:a", 1, 0)
+    assert await store.read("room:a") == (1, 0, b"", 0, ())
+    assert await store.read_back("room:a", 10) == (1, 0, b"", 0, ())
+    assert await store.topics() == []
+    assert await store.trim("room:a", 5) == 0
+    assert await store.retain("room:a", max_count=1) == 0
+    assert await store.cursor("ann", "phone", "room:a") is None
+
+
+async def test_pages_are_as_asked_in_both_directions(store: Timeline) -> None:
+    """Against a list, with commits of every size."""
+    rng = random.Random(5)
+    written = 0
+    while written < 120:
+        frames = []
+        for _ in range(rng.randint(1, 12)):
+            frames.append(message("room:a", str(written)) + message("room:b"))
+            written += 1
+        await store.append(b"".join(frames))
+    size = len(message("room:a", "100"))
+    for _ in range(150):
+        after, limit, fit = rng.randint(0, written + 1), rng.randint(1, 40), rng.randint(1, 40)
+        page = await store.read("room:a", after, limit, fit * size)
+        expected = [str(n) for n in range(written)][after : after + limit]
+        if len(page.frames) <= (fit - 1) * size:  # bytes did not end it
+            assert bodies(page.frames) == expected
+        assert bodies(page.frames) == expected[: page.count]
+        assert page.count >= min(1, len(expected))
+        assert page[:2] == (after + 1, after + page.count)
+        assert len(page.frames) <= max(fit * size, size)
+
+        page = await store.read_back("room:a", after, limit, fit * size)
+        last = max(0, min(after - 1, written))
+        expected = [str(n) for n in range(written)][max(0, last - limit) : last]
+        assert bodies(page.frames) == expected[len(expected) - page.count :]
+        assert page.count >= min(1, len(expected))
+        assert page[:2] == (last - page.count + 1, last)
+        assert page.gaps == ()
+
+
+async def test_topics_are_listed_in_pages(store: Timeline) -> None:
+    for name in ("room:c", "room:a", "dm:x:y", "room:é"):
+        await fill(store, name, 2)
+    names = ["dm:x:y", "room:a", "room:c", "room:é"]
+    assert await store.topics() == [Extent(name, 1, 2) for name in names]
+    assert [one.topic for one in await store.topics("dm:x:y", 2)] == ["room:a", "room:c"]
+    assert await store.topics("room:é") == []
+
+
+# Retention
+
+
+async def test_trimming_forgets_the_oldest_and_no_number(store: Timeline) -> None:
+    await fill(store, "room:a", 10)
+    assert await store.trim("room:a", 4) == 3
+    assert await store.trim("room:a", 4) == 0
+    assert await store.extent("room:a") == Extent("room:a", 4, 10)
+    assert (await store.read("room:a")).first == 4
+    assert seqs((await store.read_back("room:a", 6)).frames) == [4, 5]
+    assert await store.read_back("room:a", 3) == (3, 2, b"", 0, ())
+    assert await store.trim("room:a", 1_000) == 7
+    assert await store.extent("room:a") == Extent("room:a", 11, 10)
+    assert await store.read("room:a") == (11, 10, b"", 0, ())
+    assert seqs((await store.append(message("room:a"))).frames) == [11]
+
+
+async def test_trimming_inside_a_commit_hides_exactly_what_was_named(store: Timeline) -> None:
+    await store.append(b"".join(message("room:a", str(n)) for n in range(10)))
+    assert await store.trim("room:a", 4) == 3
+    assert bodies((await store.read("room:a")).frames) == [str(n) for n in range(3, 10)]
+    assert bodies((await store.read_back("room:a", 6)).frames) == ["3", "4"]
+    assert await store.retain("room:a", max_count=2) == 5
+    assert bodies((await store.read_back("room:a", 100)).frames) == ["8", "9"]
+
+
+async def test_retention_by_length_keeps_the_newest(store: Timeline) -> None:
+    await fill(store, "room:a", 10)
+    assert await store.retain("room:a", max_count=20) == 0
+    assert await store.retain("room:a", max_count=3) == 7
+    assert await store.extent("room:a") == Extent("room:a", 8, 10)
+
+
+async def test_a_clock_that_jumps_changes_times_and_loses_nothing(
+    store: Timeline, wall: Turned
+) -> None:
+    """Forwards it matters to the age of messages after a restart only, where nothing else is
+    known (below)."""
+    await fill(store, "room:a", 2)
+    wall.now_s -= 3_600
+    await fill(store, "room:a", 2, start=2)
+    page = await store.read("room:a")
+    assert seqs(page.frames) == [1, 2, 3, 4]
+    times = [decode_message(one).time_ms for one in split(page.frames)]
+    assert times[0] == times[1] == times[2] + 3_600_000
+    assert await store.retain("room:a", max_age_ms=7_200_000) == 0
+    first = await store.append(message("room:a", "x", id=7))
+    wall.now_s -= 86_400
+    again = await store.append(message("room:a", "x", id=7, flags=RETRY))
+    assert again.frames == first.frames
+    assert again.repeated == (0,)
+
+
+# Repeats
+
+
+async def test_a_repeat_is_answered_with_the_first_receipt_and_kept_once(store: Timeline) -> None:
+    first = await store.append(message("room:a", "x", id=7), "phone")
+    await fill(store, "room:a", 3)
+    again = await store.append(message("room:a", "x", id=7, flags=RETRY), "phone")
+    assert again == (first.frames, 1, (0,), ())
+    assert (await store.extent("room:a")).head == 4
+
+
+async def test_a_repeat_that_overtakes_the_flush_is_one_too(store: Timeline) -> None:
+    one = store.append(message("room:a", "x", id=7))
+    two = store.append(message("room:a", "y") + message("room:a", "x", id=7, flags=RETRY))
+    assert (await two).repeated == (1,)
+    assert seqs((await two).frames) == [2, 1]
+    assert (await one).repeated == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [message("room:a", "y", id=7, flags=RETRY), message("room:b", "x", id=7, flags=RETRY)],
+)
+async def test_the_same_id_with_other_content_is_a_conflict(store: Timeline, other: bytes) -> None:
+    await store.append(message("room:a", "x", id=7), "phone")
+    answer = await store.append(other, "phone")
+    assert answer.refused == (0,)
+    assert seqs(answer.frames) == [0]
+    assert (await store.extent("room:a")).head == 1
+    assert (await store.extent("room:b")).head == 0
+
+
+async def test_a_publish_is_known_by_sender_device_and_id_together(store: Timeline) -> None:
+    await store.append(message("room:a", "x", id=7), "phone")
+    for frame, device in [
+        (message("room:a", "x", id=7, flags=RETRY, sender="bob"), "phone"),
+        (message("room:a", "x", id=7, flags=RETRY), "tablet"),
+        (message("room:a", "x", id=8, flags=RETRY), "phone"),
+        (message("room:a", "x", id=7), "phone"),  # not said to be a repeat
+        (message("room:a", "x", flags=RETRY), "phone"),  # no number at all
+        (message("room:a", "x", flags=RETRY), "phone"),
+    ]:
+        assert (await store.append(frame, device))[2:] == ((), ())
+    assert (await store.extent("room:a")).head == 7
+
+
+# Cursors
+
+
+async def test_cursors_move_forward_only_unless_told_to(store: Timeline) -> None:
+    await store.put_cursors([Cursor("ann", "phone", "room:a", 5)])
+    await store.put_cursors(
+        [Cursor("ann", "phone", "room:a", 3), Cursor("ann", "phone", "room:b", 1)]
+    )
+    assert await store.cursor("ann", "phone", "room:a") == 5
+    await store.put_cursors([Cursor("ann", "phone", "room:a", 3)], back=True)
+    await store.put_cursors([Cursor("ann", "tablet", "room:a", 9), Cursor("bob", "x", "room:a", 2)])
+    assert await store.cursors("ann") == [
+        Cursor("ann", "phone", "room:a", 3),
+        Cursor("ann", "phone", "room:b", 1),
+        Cursor("ann", "tablet", "room:a", 9),
+    ]
+    assert await store.cursor("bob", "phone", "room:a") is None
+
+
+# Dead letters
+
+
+def dead(seq: int, *, user: str = "ann", topic: str = "room:a", reason: str = "attempts") -> DeadLetter:
+    frame = encode_message(topic, "bob", b"!", seq=seq)
+    return DeadLetter(user, "phone", topic, seq, reason, 8, 1_700_000_000_000 + seq, frame)
+
+
+async def test_a_dead_letter_and_the_cursor_past_it_are_one_step(store: Timeline) -> None:
+    await store.put_dead([dead(4)], [Cursor("ann", "phone", "room:a", 4)])
+    assert await store.cursor("ann", "phone", "room:a") == 4
+    (kept,) = await store.dead()
+    assert kept == dead(4)._replace(id=kept.id)
+    assert kept.id > 0
+
+
+async def test_dead_letters_are_listed_by_topic_and_user_in_pages(store: Timeline) -> None:
+    await store.put_dead([dead(1), dead(2, user="bob"), dead(3, topic="room:b", reason="nack")])
+    all_of_them = await store.dead()
+    assert [one.seq for one in all_of_them] == [1, 2, 3]
+    assert [one.seq for one in await store.dead(topic="room:a")] == [1, 2]
+    assert [one.seq for one in await store.dead(topic="room:a", user="bob")] == [2]
+    assert [one.seq for one in await store.dead(after=all_of_them[0].id, limit=1)] == [2]
+    assert await store.dead_counts() == {"attempts": 2, "nack": 1}
+    assert await store.dead(topic="room:nothing") == []
+
+
+async def test_a_letter_under_way_again_is_kept_until_it_arrives_or_dies_again(
+    store: Timeline,
+) -> None:
+    await store.put_dead([dead(1), dead(2)])
+    one, two = [letter.id for letter in await store.dead()]
+    taken = await store.take_dead([one, two, 999])
+    assert [letter.is_taken for letter in taken] == [True, True]
+    assert await store.take_dead([one]) == []
+    assert await store.expire_dead(0) == 0
+    assert await store.drop_dead([one, 999]) == 1
+    await store.put_dead([dead(2, reason="again")])
+    assert await store.dead() == [dead(2, reason="again")._replace(id=two)]
+
+
+async def test_old_dead_letters_expire(store: Timeline, wall: Turned) -> None:
+    await store.put_dead([dead(1), dead(2)._replace(time_ms=1_600_000_000_000)])
+    assert await store.expire_dead(86_400_000) == 1
+    assert [one.seq for one in await store.dead()] == [1]
+
+
+# Ending
+
+
+async def test_a_closed_store_refuses_and_closes_twice(store: Timeline) -> None:
+    last = store.append(message("room:a"))
+    await asyncio.sleep(0)
+    await store.close()
+    await store.close()
+    assert last.done()
+    with pytest.raises(ImError) as refused:
+        store.append(message("room:a"))
+    assert refused.value.code == ErrorCode.NOT_DURABLE
+
+
+# Only a disk
+
+
+async def test_everything_is_there_after_a_restart(disk: Any) -> None:
+    store = await disk()
+    epoch = store.epoch
+    first = await store.append(message("room:a", "x", id=7), "phone")
+    await store.put_dead([dead(4)], [Cursor("ann", "phone", "room:a", 4)])
+    await store.take_dead([1])
+    await fill(store, "room:b", 3)
+    await store.trim("room:b", 100)
+    store = await disk()
+    assert store.epoch == epoch
+    assert store.damage == []
+    assert (await store.read("room:a")).frames == first.frames
+    assert await store.extent("room:b") == Extent("room:b", 4, 3)
+    assert seqs((await store.append(message("room:b"))).frames) == [4]
+    assert await store.cursor("ann", "phone", "room:a") == 4
+    assert (await store.dead())[0].is_taken
+    again = await store.append(message("room:a", "x", id=7, flags=RETRY), "phone")
+    assert again == (first.frames, 1, (0,), ())
+    other = await store.append(message("room:a", "y", id=7, flags=RETRY), "phone")
+    assert other.refused == (0,)
+
+
+async def test_repeats_are_forgotten_after_ten_minutes_and_not_before(disk: Any) -> None:
+    wall = Turned()
+    store = await disk(wall_s=wall)
+    await store.append(message("room:a", "x", id=7))
+    wall.now_s += 590
+    store = await disk(wall_s=wall)
+    retry = message("room:a", "x", id=7, flags=RETRY)
+    assert (await store.append(retry)).repeated == (0,)
+    wall.now_s += 20
+    store = await disk(wall_s=wall)
+    assert (await store.append(retry)).repeated == ()
+
+
+async def test_retention_by_age_goes_by_commits(disk: Any) -> None:
+    wall = Turned()
+    store = await disk(wall_s=wall)
+    await fill(store, "room:a", 5)
+    wall.now_s += 100
+    store = await disk(wall_s=wall)
+    await fill(store, "room:a", 2)
+    assert await store.retain("room:a", max_age_ms=200_000) == 0
+    assert await store.retain("room:a", max_age_ms=50_000) == 5
+    assert await store.extent("room:a") == Extent("room:a", 6, 7)
+
+
+async def test_a_blob_goes_with_its_last_part(disk: Any, tmp_path: Path) -> None:
+    store = await disk()
+    await store.append(message("room:a") + message("room:b"))
+    await store.trim("room:a", 2)
+    assert bodies((await store.read("room:b")).frames) == [""]
+    count = "SELECT (SELECT count(*) FROM blob), (SELECT count(*) FROM live)"
+    assert await store._reader.run(lambda db: db.execute(count).get) == (1, 1)
+    await store.trim("room:b", 2)
+    assert await store._reader.run(lambda db: db.execute(count).get) == (0, 0)
+
+
+async def test_a_long_trim_lets_other_commits_in_between(
+    disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imserver.timeline_sqlite_tables.TRIM_PARTS", 3)
+    store = await disk()
+    await fill(store, "room:a", 10)
+    trimming = asyncio.ensure_future(store.trim("room:a", 9))
+    await asyncio.sleep(0)
+    assert seqs((await store.append(message("room:a"))).frames) == [11]
+    assert await trimming == 8
+    assert await store.extent("room:a") == Extent("room:a", 9, 11)
+    assert await store.retain("room:a", max_count=1) == 2
+
+
+async def test_only_one_process_opens_a_directory(disk: Any, tmp_path: Path) -> None:
+    await disk()
+    code = (
+        "import asyncio, pathlib, sys; from imserver.timeline_sqlite import SqliteTimeline\n"
+        "asyncio.run(SqliteTimeline.open(pathlib.Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    other = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert other.returncode != 0
+    assert f"the data directory {tmp_path / 'data'} is in use by process" in other.stderr
+    with pytest.raises(StoreError, match="stop that server, or choose another directory"):
+        await SqliteTimeline.open(tmp_path / "data")
+
+
+async def test_what_is_newer_or_no_store_is_refused(disk: Any, tmp_path: Path) -> None:
+    store = await disk()
+    await store.close()
+    path = tmp_path / "data" / timeline_sqlite_schema.FILE
+    for pragma, said in [
+        ("user_version = 2", "written by a newer imserver"),
+        ("application_id = 5", "is no store of imserver"),
+    ]:
+        connection = apsw.Connection(str(path))
+        connection.execute(f"PRAGMA {pragma}")
+        connection.close()
+        with pytest.raises(StoreError, match=said):
+            await SqliteTimeline.open(tmp_path / "data")
+    path.write_bytes(b"something else " * 1000)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        await SqliteTimeline.open(tmp_path / "data")
+    assert path.read_bytes() == b"something else " * 1000
+    with pytest.raises(StoreError, match="there is no store in"):
+        await SqliteTimeline.open(tmp_path / "elsewhere", must_exist=True)
+
+
+async def test_the_file_is_flushed_checked_and_private(disk: Any, tmp_path: Path) -> None:
+    store = await disk()
+    connection = store._store.connection
+    assert connection.pragma("synchronous") == 2
+    assert connection.pragma("journal_mode") == "wal"
+    assert connection.pragma("wal_autocheckpoint") == 0
+    assert connection.reserve_bytes() == 8, "pages carry no checksums"
+    for path in (tmp_path / "data").iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
+    with pytest.raises(apsw.ReadOnlyError):
+        await store._reader.run(lambda db: db.execute("DELETE FROM topic"))
+
+
+async def test_the_log_is_brought_in_when_it_is_long(
+    disk: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("imserver.timeline_sqlite_writer.CHECKPOINT_PAGES", 50)
+    store = await disk()
+    for _ in range(40):
+        await store.append(message("room:a", "x" * 50_000))
+    wal = tmp_path / "data" / "store.db-wal"
+    assert wal.stat().st_size < 40 * 50_000 / 2
+    await store.close()
+    assert wal.stat().st_size == 0
+
+
+async def test_after_a_failed_commit_the_store_has_stopped_for_good(
+    disk: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real failures of a disk are in test_timeline_faults."""
+    store = await disk()
+    await fill(store, "room:a", 2)
+
+    def fail() -> None:
+        raise apsw.FullError("database or disk is full")
+
+    store._writer._flush = fail
+    futures = [store.append(message("room:a")) for _ in range(3)]
+    with caplog.at_level(logging.CRITICAL):
+        for future in futures:
+            with pytest.raises(ImError, match="507") as refused:
+                await future
+            assert refused.value.code == ErrorCode.NOT_DURABLE
+    assert "has stopped" in caplog.text
+    assert "disk is full" in store.failure
+    for attempt in (store.put_cursors([]), store.room()):
+        with pytest.raises(ImError, match="507"):
+            await attempt
+    assert seqs((await store.read("room:a")).frames) == [1, 2], "reading goes on"
+    store = await disk()
+    assert not store.failure
+    assert await store.extent("room:a") == Extent("room:a", 1, 2)
