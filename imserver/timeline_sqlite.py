@@ -23,7 +23,7 @@ from imserver.timeline import (
     Page,
 )
 from imserver.timeline_sqlite_reader import Reader
-from imserver.timeline_sqlite_schema import Clock, Store
+from imserver.timeline_sqlite_schema import Clock, Store, unusable
 from imserver.timeline_sqlite_tables import DEAD, find_topic, letter
 from imserver.timeline_sqlite_writer import Change, Writer
 
@@ -53,9 +53,9 @@ class SqliteTimeline:
         store = await asyncio.to_thread(Store, directory, must_exist=must_exist)
         try:
             writer = await asyncio.to_thread(Writer, store, clock, loop)
-        except BaseException:
+        except apsw.Error as error:
             store.close()
-            raise
+            raise unusable(directory, error) from error
         return cls(store, writer, clock)
 
     @property

@@ -65,8 +65,12 @@ class Reader:
             if connection is None:
                 connection = self._local.connection = self._store.reader()
                 self._connections.append(connection)
-            with connection:
+            connection.execute("BEGIN")
+            try:
                 return work(connection)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
         except (apsw.IOError, apsw.CorruptError) as error:
             self._store.report(f"an index cannot be read: {error}")
             raise ImError(ErrorCode.INTERNAL, f"the store is damaged: {error}") from error
@@ -124,7 +128,7 @@ class Reader:
         """The frames of a part; None when they are not to be believed."""
         why = "wrong checksum"
         try:
-            frames = read_part(connection, part)
+            frames = self._read(connection, part)
             if checksum(frames) == part.checksum:
                 if count_frames(frames, topic, part.first_seq) == part.count:
                     return frames
@@ -133,6 +137,18 @@ class Reader:
             why = str(error)
         self._store.report(f"blob {part.blob} is damaged at byte {part.offset}: {why}")
         return None
+
+    def _read(self, connection: apsw.Connection, part: Part) -> bytes:
+        """Once more without the checksums of pages where one is wrong: the part has its own, and
+        its neighbours on the page need not suffer."""
+        try:
+            return read_part(connection, part)
+        except apsw.IOError:
+            trusting = self._store.reader(trusting=True)
+            try:
+                return read_part(trusting, part)
+            finally:
+                trusting.close()
 
 
 def read_part(connection: apsw.Connection, part: Part) -> bytes:

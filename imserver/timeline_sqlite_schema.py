@@ -4,6 +4,7 @@
     store.db        everything
     store.db-wal    what was committed since the last checkpoint; as precious as store.db
     store.db-shm    SQLite's index of it, made anew after a crash
+    flushed         how far the log had been flushed when somebody was last told so
     damaged-*.wal   a log that had lost its tail when the store was opened, for whoever mends it
 
 A commit is a row of `blob`: up to 256 KiB of frames, those of a topic side by side. `part` finds
@@ -67,6 +68,7 @@ CREATE TABLE dead (
 
 _WAL_HEAD = Struct(">8I")  # magic, version, page size, checkpoint, salt, salt, checksum, checksum
 _WAL_FRAME = Struct(">6I")  # page, pages of the database if a commit, salt, salt, checksums
+_FLUSHED = Struct(">8sQ")  # salts of the log, frames
 
 _log = getLogger(__name__)
 
@@ -129,6 +131,7 @@ class Store:
         self.directory = directory
         self.path = directory / FILE
         self.damage: list[str] = []
+        self._flushed_fd = self._wal_fd = -1
         if must_exist and not self.path.exists():
             raise StoreError(f"there is no store in {directory}: name its directory with --data")
         try:
@@ -140,10 +143,7 @@ class Store:
             self._open(mend)
         except (apsw.Error, OSError) as error:
             self.close()
-            raise StoreError(
-                f"the store in {directory} cannot be opened: {error}. Nothing was changed; restore"
-                " a copy of the directory, or ask `imserver store check` for more"
-            ) from error
+            raise unusable(directory, error) from error
         except StoreError:
             self.close()
             raise
@@ -151,8 +151,11 @@ class Store:
     def _open(self, mend: bool) -> None:
         os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
         self.connection = apsw.Connection(str(self.path), vfs=checksum_vfs())
+        flushed = self.directory / "flushed"
+        self._flushed_fd = os.open(flushed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._prepare()
         self._judge_tail(mend)
+        self._wal_fd = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         meta = dict(self.connection.execute("SELECT name, value FROM meta").get or ())
         self.epoch, self.seed = int(meta["epoch"]), int(meta["seed"])
 
@@ -199,7 +202,9 @@ class Store:
         behind that is history lost, and everybody with a cursor must hear of it."""
         wal = self.path.with_name(f"{FILE}-wal")
         recovered, _ = self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        if not wal.exists() or not has_lost_tail(wal, self.connection.pragma("page_size"), recovered):
+        told = os.pread(self._flushed_fd, _FLUSHED.size, 0)
+        page_size = self.connection.pragma("page_size")
+        if not wal.exists() or not has_lost_tail(wal, page_size, recovered, told):
             return
         self.report(f"{wal.name} is damaged: commits behind its frame {recovered} are lost")
         if not mend:
@@ -211,14 +216,17 @@ class Store:
             self.connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
         _log.error("a copy of the log is in %s; the epoch of the store is a new one", kept)
 
-    def reader(self) -> apsw.Connection:
-        """One more connection, that cannot write. For one thread."""
+    def reader(self, *, trusting: bool = False) -> apsw.Connection:
+        """One more connection, that cannot write, for one thread. A `trusting` one also reads
+        pages whose checksum is wrong: for blobs, whose parts have checksums of their own."""
         connection = apsw.Connection(
             str(self.path), flags=apsw.SQLITE_OPEN_READONLY, vfs=checksum_vfs()
         )
         connection.set_busy_timeout(BUSY_MS)
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.pragma("query_only", 1)
+        if trusting:
+            connection.pragma("checksum_verification", "OFF")
         return connection
 
     def report(self, damage: str) -> None:
@@ -226,6 +234,12 @@ class Store:
         if damage not in self.damage:
             self.damage.append(damage)
             _log.error("the store in %s: %s", self.directory, damage)
+
+    def note_flushed(self, frames: int) -> None:
+        """The log is flushed up to that frame; before anybody is told. Not flushed itself: after
+        a power cut it may be older, and then a last commit that is torn counts as untold."""
+        salts = os.pread(self._wal_fd, 8, 16)
+        os.pwrite(self._flushed_fd, _FLUSHED.pack(salts, frames), 0)
 
     def settle(self) -> None:
         """Bring everything into store.db, so that a copy of it alone is whole."""
@@ -237,34 +251,48 @@ class Store:
         if connection is not None:
             with suppress(apsw.Error):
                 connection.close(True)
+        for fd in (self._flushed_fd, self._wal_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._flushed_fd = self._wal_fd = -1
         self._lock.release()
 
 
-def has_lost_tail(wal: Path, page_size: int, recovered: int) -> bool:
-    """Whether a log has commits of its own behind the `recovered` frames.
+def unusable(directory: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"the store in {directory} cannot be opened: {error}. Nothing was deleted; restore a copy"
+        " of the directory, or ask `imserver store check` for more"
+    )
 
-    An unfinished commit at the end is usual after a crash, and so are frames of an earlier
-    round, which have other salts. A power cut may leave a commit without its middle, which nobody
-    was told of; it is counted as lost all the same, for it cannot be told apart.
+
+def has_lost_tail(wal: Path, page_size: int, recovered: int, told: bytes) -> bool:
+    """Whether a log had more that was flushed than the `recovered` frames.
+
+    An unfinished commit at the end is usual after a crash, and frames of an earlier round, which
+    have other salts, lie behind it. But a commit behind an unreadable one proves that this one
+    was flushed, and so does what `flushed` has (`told`).
     """
     with wal.open("rb") as file:
         head = file.read(_WAL_HEAD.size)
         if len(head) < _WAL_HEAD.size:
             return False
-        salts = _WAL_HEAD.unpack(head)[4:6]
         if not _is_whole(head):
             return wal.stat().st_size >= _WAL_HEAD.size + _WAL_FRAME.size + page_size
-        at = _WAL_HEAD.size + recovered * (_WAL_FRAME.size + page_size)
-        while True:
+        if len(told) == _FLUSHED.size:
+            salts, flushed = _FLUSHED.unpack(told)
+            if salts == head[16:24] and flushed > recovered:
+                return True
+        at, commits = _WAL_HEAD.size + recovered * (_WAL_FRAME.size + page_size), 0
+        while commits < 2:
             file.seek(at)
             frame = file.read(_WAL_FRAME.size)
             if len(frame) < _WAL_FRAME.size:
                 return False
-            _, pages, *found = _WAL_FRAME.unpack(frame)[:4]
-            # One of both, since a flipped bit may be in the other.
-            if pages and (found[0] == salts[0] or found[1] == salts[1]):
-                return True
+            # One salt of both, since a flipped bit may be in the other.
+            is_of_this_round = frame[8:12] == head[16:20] or frame[12:16] == head[20:24]
+            commits += is_of_this_round and frame[4:8] != bytes(4)
             at += _WAL_FRAME.size + page_size
+        return True
 
 
 def _is_whole(head: bytes) -> bool:

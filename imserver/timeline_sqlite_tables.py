@@ -12,6 +12,7 @@ import apsw
 
 from imserver._core import Batch
 from imserver.timeline import Cursor, DeadLetter
+from imserver.timeline_sqlite_schema import Store
 
 #: Topics whose id and head are remembered, at about 300 bytes each.
 TOPICS_MAX: Final = 100_000
@@ -53,10 +54,11 @@ def letter(row: tuple[object, ...]) -> DeadLetter:
 class Tables:
     """The tables, for the one thread that changes them."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._connection = connection
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._connection = store.connection
         self._topics: dict[bytes, Topic] = {}
-        last = connection.execute("SELECT max(id) FROM blob").get
+        last = self._connection.execute("SELECT max(blob) FROM live").get
         self._next_blob = (last or 0) + 1
 
     def topic(self, name: bytes) -> Topic:
@@ -124,12 +126,26 @@ class Tables:
         return forgotten, is_done
 
     def _release(self, blob: int, parts: int) -> None:
+        """One that is damaged stays: nobody knows what it had, and deleting it would fail."""
         self._connection.execute(
             "UPDATE live SET parts = parts - ? WHERE blob = ?", (parts, blob)
         )
-        gone = "SELECT blob FROM live WHERE blob = ? AND parts = 0"
-        self._connection.execute(f"DELETE FROM blob WHERE id = ({gone})", (blob,))
-        self._connection.execute("DELETE FROM live WHERE blob = ? AND parts = 0", (blob,))
+        left = self._connection.execute("SELECT parts FROM live WHERE blob = ?", (blob,)).get
+        if left == 0 and self._is_readable(blob):
+            self._connection.execute("DELETE FROM blob WHERE id = ?", (blob,))
+            self._connection.execute("DELETE FROM live WHERE blob = ?", (blob,))
+
+    def _is_readable(self, blob: int) -> bool:
+        """Asked over another connection: a read that fails ends the transaction it is in."""
+        probe = self._store.reader()
+        try:
+            probe.execute("SELECT frames, devices FROM blob WHERE id = ?", (blob,)).fetchall()
+        except (apsw.IOError, apsw.CorruptError) as error:
+            self._store.report(f"blob {blob} is damaged ({error}) and kept, though it is over")
+            return False
+        finally:
+            probe.close()
+        return True
 
     def retain(self, name: bytes, oldest_ms: int, max_count: int) -> tuple[int, bool]:
         """Like trim(), to the first commit that is young enough, or to a number of messages."""

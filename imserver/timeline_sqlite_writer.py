@@ -67,7 +67,7 @@ class Writer:
         self._hopeful: list[Future[None]] = []  # who waits for room
         self._log_pages = 0
         self._batch = Batch(seed=store.seed, receipts=DEDUPE_MAX, window_ms=DEDUPE_MS)
-        self._tables = Tables(store.connection)
+        self._tables = Tables(store)
         self._recall()
         store.connection.set_wal_hook(self._on_commit)
         self._thread = threading.Thread(target=self._run, name="imserver-store", daemon=True)
@@ -185,6 +185,7 @@ class Writer:
 
     def _flush(self) -> None:
         self._store.connection.execute("COMMIT")
+        self._store.note_flushed(self._log_pages)
 
     def _hand_out(self, jobs: list[Job], results: list[Any]) -> None:
         try:
@@ -198,7 +199,6 @@ class Writer:
 
     def _checkpoint(self) -> None:
         self._store.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        self._log_pages = 0
 
     def _settle(self, checkpoint: Callable[[], None]) -> bool:
         try:
@@ -224,23 +224,27 @@ class Writer:
         self._hand_out(jobs, [stopped(self.failure) for _ in jobs])
 
     def _recall(self) -> None:
-        """The publishes of the last minutes, from the blobs, newest first until they suffice."""
+        """The publishes of the last minutes, from the blobs, newest first until they suffice.
+        A blob that is damaged is reported; repeats of what it had are not recognised."""
         steady_ms = self._clock.steady_ms()
-        found, count = [], 0
-        for id, time_ms, devices_len in self._store.connection.execute(
-            "SELECT id, time_ms, length(devices) FROM blob ORDER BY id DESC"
-        ):
-            if time_ms + DEDUPE_MS < steady_ms or count >= DEDUPE_MAX:
-                break
-            found.append((id, min(time_ms, steady_ms)))
-            count += devices_len // 8
-        for id, time_ms in reversed(found):
-            try:
-                sum, devices, frames = self._store.connection.execute(
-                    "SELECT checksum, devices, frames FROM blob WHERE id = ?", (id,)
-                ).fetchall()[0]
-                if checksum(frames) != sum:
-                    raise ValueError("wrong checksum")
-                self._batch.recall(frames, devices, time_ms)
-            except (apsw.IOError, apsw.CorruptError, ValueError) as error:
-                self._store.report(f"blob {id} is damaged ({error}): repeats of it are unknown")
+        connection = self._store.reader(trusting=True)
+        try:
+            found, count = [], 0
+            for id, time_ms, devices_len in connection.execute(
+                "SELECT id, time_ms, length(devices) FROM blob ORDER BY id DESC"
+            ):
+                if time_ms + DEDUPE_MS < steady_ms or count >= DEDUPE_MAX:
+                    break
+                found.append((id, min(time_ms, steady_ms)))
+                count += devices_len // 8
+            for id, time_ms in reversed(found):
+                row = "SELECT checksum, devices, frames FROM blob WHERE id = ?"
+                ((sum, devices, frames),) = connection.execute(row, (id,)).fetchall()
+                if checksum(frames) == sum:
+                    self._batch.recall(frames, devices, time_ms)
+                else:
+                    self._store.report(f"blob {id} is damaged: its checksum is wrong")
+        except (apsw.Error, TypeError, ValueError) as error:
+            self._store.report(f"not all recent publishes can be read: {error}")
+        finally:
+            connection.close()
