@@ -9,7 +9,19 @@ from pathlib import Path
 
 import cffi
 
-HEADERS = ("base", "batch", "filter", "frame", "heartbeat", "outbox", "pool", "queue", "receipts", "rights", "ring")
+HEADERS = (
+    "base",
+    "batch",
+    "filter",
+    "frame",
+    "heartbeat",
+    "outbox",
+    "pool",
+    "queue",
+    "receipts",
+    "rights",
+    "ring",
+)
 
 DECLARATIONS = """
 enum im_status { IM_OK, IM_MORE, IM_BAD, IM_FULL, ... };

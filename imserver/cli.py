@@ -1,7 +1,8 @@
 """The command line: options in, one call out.
 
-What a command does stands in `cli_serve`, `cli_chat` and `cli_doctor`; they are imported by the
-command that needs them, so that `imserver token` in a shell loop does not load an event loop.
+What a command does stands in `cli_serve`, `cli_store`, `cli_chat`, `cli_bench` and `cli_doctor`;
+they are imported by the command that needs them, so that `imserver token` in a shell loop does
+not load an event loop.
 Exit codes: 0 done, 1 failed, 2 wrong use, 78 bad configuration (EX_CONFIG of sysexits).
 
 Not here: what settings mean (config), and the comparison with other servers (bench, run from the
@@ -275,3 +276,88 @@ def doctor(config_path: Path | None, **overrides: Any) -> NoReturn:
 
     given = {key: value for key, value in overrides.items() if value is not None}
     sys.exit(cli_doctor.report(cli_doctor.examine(config_path, os.environ, given), __version__))
+
+
+def store_options(command: F) -> F:
+    """Whose store it is. A server must not be running on it."""
+    data = click.option("--data", "data_dir", metavar="DIR", help="The server's data directory.")
+    return config_option(data(command))
+
+
+def _directory(config_path: Path | None, data_dir: str | None) -> Path:
+    return Path(read_config(config_path, data_dir=data_dir).data_dir)
+
+
+@main.group("store")
+def store_group() -> None:
+    """Look after the store of a stopped server."""
+
+
+@store_group.command("check")
+@store_options
+def store_check(config_path: Path | None, data_dir: str | None) -> NoReturn:
+    """Read everything and say what is damaged. Changes nothing; exit code 1 if something is."""
+    from imserver import cli_store
+
+    sys.exit(cli_store.check(_directory(config_path, data_dir)))
+
+
+@store_group.command("compact")
+@store_options
+def store_compact(config_path: Path | None, data_dir: str | None) -> None:
+    """Give the space of forgotten messages back to the disk."""
+    from imserver import cli_store
+
+    cli_store.compact(_directory(config_path, data_dir))
+
+
+@main.group("topic")
+def topic_group() -> None:
+    """Look into the topics of a stopped server."""
+
+
+@topic_group.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@store_options
+def topic_list(config_path: Path | None, data_dir: str | None, as_json: bool) -> None:
+    """Print all topics, and the first and last seq that each keeps."""
+    from imserver import cli_store
+
+    cli_store.topics(_directory(config_path, data_dir), as_json)
+
+
+@topic_group.command("history")
+@click.argument("topic")
+@click.option("--after", metavar="SEQ", type=click.IntRange(min=0), help="Start behind this one.")
+@click.option("--count", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@store_options
+def topic_history(
+    config_path: Path | None,
+    data_dir: str | None,
+    topic: str,
+    after: int | None,
+    count: int,
+    as_json: bool,
+) -> None:
+    """Print messages of TOPIC: the last ones, or those behind a seq."""
+    from imserver import cli_store
+
+    directory = _directory(config_path, data_dir)
+    cli_store.history(directory, topic, -1 if after is None else after, count, as_json)
+
+
+@topic_group.command("trim")
+@click.argument("topic")
+@click.option("--before", metavar="SEQ", type=click.IntRange(min=1), help="Forget all before it.")
+@click.option("--keep", metavar="N", type=click.IntRange(min=1), help="Forget all but the newest.")
+@store_options
+def topic_trim(
+    config_path: Path | None, data_dir: str | None, topic: str, before: int | None, keep: int | None
+) -> None:
+    """Forget the oldest messages of TOPIC, for good."""
+    from imserver import cli_store
+
+    if (before is None) == (keep is None):
+        raise click.UsageError("give --before or --keep, one of them")
+    cli_store.trim(_directory(config_path, data_dir), topic, before or 0, keep or 0)

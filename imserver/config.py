@@ -333,7 +333,7 @@ class Config(Section, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:7400"
     #: Address of the HTTP API, for back ends and operators. Without effect until it exists.
     http: str = "127.0.0.1:7480"
-    #: Directory for what must survive. Without effect until there is a store.
+    #: Directory for what must survive. `serve` does not use it yet, `imserver store` does.
     data_dir: Annotated[str, Meta(min_length=1)] = "data"
     #: I/O threads. One moves several hundred thousand messages a second; 0 runs the core inside
     #: the event loop, for tests and small embeddings.

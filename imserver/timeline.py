@@ -48,7 +48,7 @@ class Appended(NamedTuple):
     """
 
     frames: bytes
-    count: int
+    messages: int
     repeated: tuple[int, ...] = ()
     refused: tuple[int, ...] = ()
 
@@ -69,7 +69,7 @@ class Page(NamedTuple):
     first: int
     last: int
     frames: bytes
-    count: int
+    messages: int
     gaps: tuple[Gap, ...] = ()
 
 

@@ -93,7 +93,9 @@ class MemoryTimeline:
             future.set_result(appended)
 
     def _keep(self, frames: bytes, device: str) -> Appended:
-        kept, repeated, refused = [], [], []
+        kept: list[bytes] = []
+        repeated: list[int] = []
+        refused: list[int] = []
         messages = []
         for at in frame_starts(frames):
             frame = frames[at : at + 4 + int.from_bytes(frames[at : at + 4])]

@@ -23,7 +23,7 @@ from imserver.timeline import (
     Page,
 )
 from imserver.timeline_sqlite_reader import Reader
-from imserver.timeline_sqlite_schema import Clock, Store, unusable
+from imserver.timeline_sqlite_schema import Clock, Store, rows, unusable, value
 from imserver.timeline_sqlite_tables import DEAD, find_topic, letter
 from imserver.timeline_sqlite_writer import Change, Writer
 
@@ -53,9 +53,11 @@ class SqliteTimeline:
         store = await asyncio.to_thread(Store, directory, must_exist=must_exist)
         try:
             writer = await asyncio.to_thread(Writer, store, clock, loop)
-        except apsw.Error as error:
+        except BaseException as error:
             store.close()
-            raise unusable(directory, error) from error
+            if isinstance(error, apsw.Error):
+                raise unusable(directory, error) from error
+            raise
         return cls(store, writer, clock)
 
     @property
@@ -108,10 +110,11 @@ class SqliteTimeline:
     async def cursor(self, user: str, device: str, topic: str) -> int | None:
         def get(connection: apsw.Connection) -> int | None:
             found = find_topic(connection, topic.encode())
-            seq: int | None = connection.execute(
+            seq: int | None = value(
+                connection,
                 "SELECT seq FROM cursor WHERE user = ? AND device = ? AND topic = ?",
                 (user, device, found.id if found else 0),
-            ).get
+            )
             return seq
 
         return await self._reader.run(get)
@@ -121,8 +124,8 @@ class SqliteTimeline:
             "SELECT user, device, name, seq FROM cursor JOIN topic ON topic.id = cursor.topic"
             " WHERE user = ? ORDER BY device, name"
         )
-        rows = await self._reader.run(lambda connection: connection.execute(sql, (user,)).fetchall())
-        return [Cursor(row[0], row[1], row[2].decode(errors="replace"), row[3]) for row in rows]
+        found = await self._reader.run(lambda connection: list(rows(connection, sql, (user,))))
+        return [Cursor(row[0], row[1], row[2].decode(errors="replace"), row[3]) for row in found]
 
     async def put_cursors(self, cursors: Collection[Cursor], *, back: bool = False) -> None:
         await self._change(lambda tables: tables.put_cursors(cursors, back))
@@ -140,8 +143,9 @@ class SqliteTimeline:
             " ORDER BY dead.id LIMIT ?"
         )
         values = (after, topic.encode(), topic.encode(), user, user, limit)
-        rows = await self._reader.run(lambda connection: connection.execute(sql, values).fetchall())
-        return [letter(row) for row in rows]
+        return await self._reader.run(
+            lambda connection: [letter(row) for row in rows(connection, sql, values)]
+        )
 
     async def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
         taken: list[DeadLetter] = await self._change(lambda tables: tables.take_dead(ids))
@@ -156,7 +160,7 @@ class SqliteTimeline:
 
     async def dead_counts(self) -> dict[str, int]:
         sql = "SELECT reason, count(*) FROM dead GROUP BY reason"
-        return dict(await self._reader.run(lambda connection: connection.execute(sql).fetchall()))
+        return await self._reader.run(lambda connection: dict(rows(connection, sql)))
 
     async def close(self) -> None:
         if not self._is_closed:

@@ -13,7 +13,7 @@ import apsw
 from imserver._core import checksum, count_frames
 from imserver.timeline import StoreError
 from imserver.timeline_sqlite_reader import Part, read_part
-from imserver.timeline_sqlite_schema import Store
+from imserver.timeline_sqlite_schema import Store, rows
 from imserver.timeline_sqlite_tables import find_topic
 
 #: Lines of one kind; a disk that is gone says the same a million times.
@@ -80,17 +80,16 @@ def _collect(kind: str, look: Look, connection: apsw.Connection, problems: list[
 
 
 def _pages(connection: apsw.Connection) -> Iterator[str]:
-    for (said,) in connection.execute("PRAGMA integrity_check"):
+    for (said,) in rows(connection, "PRAGMA integrity_check"):
         if said != "ok":
             yield f"SQLite: {said}"
 
 
 def _blobs(connection: apsw.Connection) -> Iterator[str]:
-    for (id,) in connection.execute("SELECT id FROM blob ORDER BY id"):
+    for (id,) in rows(connection, "SELECT id FROM blob ORDER BY id"):
         try:
-            sum, frames = connection.execute(
-                "SELECT checksum, frames FROM blob WHERE id = ?", (id,)
-            ).fetchall()[0]
+            sql = "SELECT checksum, frames FROM blob WHERE id = ?"
+            ((sum, frames),) = rows(connection, sql, (id,))
         except (apsw.IOError, apsw.CorruptError) as error:
             yield f"blob {id} cannot be read: {error}"
         else:
@@ -99,7 +98,7 @@ def _blobs(connection: apsw.Connection) -> Iterator[str]:
 
 
 def _topics(connection: apsw.Connection) -> Iterator[str]:
-    for (name,) in connection.execute("SELECT name FROM topic ORDER BY id"):
+    for (name,) in rows(connection, "SELECT name FROM topic ORDER BY id"):
         yield from _timeline(connection, name)
 
 
@@ -109,7 +108,8 @@ def _timeline(connection: apsw.Connection, name: bytes) -> Iterator[str]:
         yield f"topic {text} is not found by its name"
         return
     seq = topic.first
-    for row in connection.execute(
+    for row in rows(
+        connection,
         "SELECT first_seq, count, blob, offset, len, checksum FROM part WHERE topic = ?"
         " ORDER BY first_seq",
         (topic.id,),
@@ -124,7 +124,7 @@ def _timeline(connection: apsw.Connection, name: bytes) -> Iterator[str]:
             frames = read_part(connection, part)
             is_good = (
                 checksum(frames) == part.checksum
-                and count_frames(frames, name, part.first_seq) == part.count
+                and count_frames(frames, name, part.first_seq) == part.messages
             )
         except (apsw.Error, ValueError):
             is_good = False
@@ -137,20 +137,22 @@ def _timeline(connection: apsw.Connection, name: bytes) -> Iterator[str]:
 
 def _live(connection: apsw.Connection) -> Iterator[str]:
     """Blobs against the index, in both directions."""
-    for id, counted, found in connection.execute(
+    for id, counted, found in rows(
+        connection,
         "SELECT blob.id, live.parts, count(part.blob) FROM blob"
         " LEFT JOIN live ON live.blob = blob.id LEFT JOIN part ON part.blob = blob.id"
-        " GROUP BY blob.id HAVING live.parts IS NOT count(part.blob)"
+        " GROUP BY blob.id HAVING live.parts IS NOT count(part.blob)",
     ):
         yield f"blob {id} has {found} parts in the index instead of {counted}; it is kept"
 
 
 def _figures(connection: apsw.Connection) -> tuple[int, int, int]:
+    sql = (
+        "SELECT (SELECT count(*) FROM topic), (SELECT coalesce(sum(count), 0) FROM part),"
+        " (SELECT count(*) FROM blob)"
+    )
     try:
-        row: tuple[int, int, int] = connection.execute(
-            "SELECT (SELECT count(*) FROM topic), (SELECT coalesce(sum(count), 0) FROM part),"
-            " (SELECT count(*) FROM blob)"
-        ).get
-        return row
+        topics, messages, blobs = next(rows(connection, sql))
     except (apsw.IOError, apsw.CorruptError):
         return 0, 0, 0
+    return topics, messages, blobs

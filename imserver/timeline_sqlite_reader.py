@@ -21,7 +21,7 @@ import apsw
 from imserver._core import checksum, count_frames
 from imserver.errors import ErrorCode, ImError
 from imserver.timeline import Extent, Gap, Page, cut, cut_back, frame_starts
-from imserver.timeline_sqlite_schema import Store
+from imserver.timeline_sqlite_schema import Store, rows, value
 from imserver.timeline_sqlite_tables import find_topic
 
 #: As many reads at a time as a disk does well.
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     """Where a topic's next messages are."""
 
     first_seq: int
-    count: int
+    messages: int
     blob: int
     offset: int
     len: int
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
     @property
     def last_seq(self) -> int:
-        return self.first_seq + self.count - 1
+        return self.first_seq + self.messages - 1
 
 
 class Reader:
@@ -85,11 +85,9 @@ class Reader:
 
     async def topics(self, after: str, limit: int) -> list[Extent]:
         def list_them(connection: apsw.Connection) -> list[Extent]:
-            rows = connection.execute(
-                "SELECT name FROM topic WHERE name > ? ORDER BY name LIMIT ?",
-                (after.encode(), limit),
-            ).fetchall()
-            return [_extent(connection, name.decode(errors="replace")) for (name,) in rows]
+            sql = "SELECT name FROM topic WHERE name > ? ORDER BY name LIMIT ?"
+            names = [name for (name,) in rows(connection, sql, (after.encode(), limit))]
+            return [_extent(connection, name.decode(errors="replace")) for name in names]
 
         return await self.run(list_them)
 
@@ -130,7 +128,7 @@ class Reader:
         try:
             frames = self._read(connection, part)
             if checksum(frames) == part.checksum:
-                if count_frames(frames, topic, part.first_seq) == part.count:
+                if count_frames(frames, topic, part.first_seq) == part.messages:
                     return frames
                 why = "not what the index says"
         except (apsw.Error, ValueError) as error:
@@ -153,9 +151,12 @@ class Reader:
 
 def read_part(connection: apsw.Connection, part: Part) -> bytes:
     """The bytes of a part, unjudged. apsw.Error or ValueError when there are none."""
-    with connection.blob_open("main", "blob", "frames", part.blob, False) as blob:
+    blob = connection.blob_open("main", "blob", "frames", part.blob, False)
+    try:
         blob.seek(part.offset)
         return blob.read(part.len)
+    finally:
+        blob.close()
 
 
 class _Forward:
@@ -258,13 +259,15 @@ _PARTS = "SELECT first_seq, count, blob, offset, len, checksum FROM part WHERE t
 
 def _parts_from(connection: apsw.Connection, topic: int, seq: int) -> Iterator[Part]:
     """Parts in their order, the one that should hold `seq` first."""
-    start = connection.execute(
-        "SELECT max(first_seq) FROM part WHERE topic = ? AND first_seq <= ?", (topic, seq)
-    ).get
+    start = value(
+        connection,
+        "SELECT max(first_seq) FROM part WHERE topic = ? AND first_seq <= ?",
+        (topic, seq),
+    )
     sql = f"{_PARTS} AND first_seq >= ? ORDER BY first_seq"
-    return (Part(*row) for row in connection.execute(sql, (topic, start or 0)))
+    return (Part(*row) for row in rows(connection, sql, (topic, start or 0)))
 
 
 def _parts_before(connection: apsw.Connection, topic: int, seq: int) -> Iterator[Part]:
     sql = f"{_PARTS} AND first_seq <= ? ORDER BY first_seq DESC"
-    return (Part(*row) for row in connection.execute(sql, (topic, seq)))
+    return (Part(*row) for row in rows(connection, sql, (topic, seq)))

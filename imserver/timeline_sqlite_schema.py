@@ -23,13 +23,13 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from logging import getLogger
 from pathlib import Path
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 import apsw
 import apsw.sqlite_extra
@@ -84,6 +84,18 @@ def checksum_vfs() -> str | None:
     apsw.sqlite_extra.load(helper, "cksumvfs")
     helper.close()
     return "cksmvfs"
+
+
+def rows(
+    connection: apsw.Connection, sql: str, values: Sequence[Any] = ()
+) -> Iterator[tuple[Any, ...]]:
+    """What a statement finds, as it is read. Whoever asks knows the types of the columns."""
+    return iter(connection.execute(sql, values))
+
+
+def value(connection: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> Any:
+    """The first column of the first row; None when there is none."""
+    return next(rows(connection, sql, values), (None,))[0]
 
 
 class Lock:
@@ -155,8 +167,10 @@ class Store:
         self._flushed_fd = os.open(flushed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._prepare()
         self._judge_tail(mend)
+        if mend:
+            self.settle()  # nothing of this log can be taken for a part of the next
         self._wal_fd = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
-        meta = dict(self.connection.execute("SELECT name, value FROM meta").get or ())
+        meta = dict(rows(self.connection, "SELECT name, value FROM meta"))
         self.epoch, self.seed = int(meta["epoch"]), int(meta["seed"])
 
     def _prepare(self) -> None:

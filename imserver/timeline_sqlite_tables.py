@@ -6,18 +6,20 @@ so nothing here catches one.
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
-from imserver._core import Batch
+from imserver._core import Batch, checksum
 from imserver.timeline import Cursor, DeadLetter
-from imserver.timeline_sqlite_schema import Store
+from imserver.timeline_sqlite_schema import Store, rows, value
 
 #: Topics whose id and head are remembered, at about 300 bytes each.
 TOPICS_MAX: Final = 100_000
 #: Index rows that one commit forgets; a long retention run lets others in between.
 TRIM_PARTS: Final = 4_096
+#: Blobs to each side that may share the three pages which a deletion rearranges.
+BESIDE: Final = 64
 
 DEAD: Final = """
 SELECT user, device, name, seq, reason, attempts, time_ms, frame, dead.id, taken
@@ -35,20 +37,21 @@ class Topic:
 
 def find_topic(connection: apsw.Connection, name: bytes) -> Topic | None:
     """The head is what the index says, or what trimming left behind."""
-    row = connection.execute(
+    found = rows(
+        connection,
         "SELECT id, first, max(head, coalesce((SELECT first_seq + count - 1 FROM part"
         " WHERE topic = topic.id ORDER BY first_seq DESC LIMIT 1), 0))"
         " FROM topic WHERE name = ?",
         (name,),
-    ).fetchone()
-    return Topic(*row) if row and row[0] is not None else None
+    )
+    return next((Topic(*row) for row in found), None)
 
 
-def letter(row: tuple[object, ...]) -> DeadLetter:
+def letter(row: tuple[Any, ...]) -> DeadLetter:
     """A row of DEAD."""
-    user, device, topic, *rest, taken = row
-    assert isinstance(topic, bytes)
-    return DeadLetter(user, device, topic.decode(errors="replace"), *rest, bool(taken))  # type: ignore[arg-type]
+    user, device, topic, *rest = row
+    found = DeadLetter(user, device, topic.decode(errors="replace"), *rest)
+    return found._replace(is_taken=bool(found.is_taken))
 
 
 class Tables:
@@ -57,9 +60,13 @@ class Tables:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._connection = store.connection
+        self._probe = store.reader()
         self._topics: dict[bytes, Topic] = {}
-        last = self._connection.execute("SELECT max(blob) FROM live").get
+        last = value(self._connection, "SELECT max(blob) FROM live")
         self._next_blob = (last or 0) + 1
+
+    def close(self) -> None:
+        self._probe.close()
 
     def topic(self, name: bytes) -> Topic:
         """A topic, made if there is none."""
@@ -81,18 +88,18 @@ class Tables:
         self._connection.executemany(
             "INSERT INTO blob (id, time_ms, checksum, devices, frames) VALUES (?, ?, ?, ?, ?)",
             (
-                (first_blob + number, time_ms, checksum, devices, frames)
-                for number, (frames, devices, checksum) in enumerate(batch.blobs())
+                (first_blob + number, time_ms, sum, devices, frames)
+                for number, (frames, devices, sum) in enumerate(batch.blobs())
             ),
         )
         parts: Counter[int] = Counter()
-        rows = []
-        for number, first_seq, count, blob, offset, length, checksum in batch.parts():
+        index = []
+        for number, first_seq, count, blob, offset, length, sum in batch.parts():
             topic = topics[number]
             topic.head = first_seq + count - 1
-            rows.append((topic.id, first_seq, count, first_blob + blob, offset, length, checksum))
+            index.append((topic.id, first_seq, count, first_blob + blob, offset, length, sum))
             parts[first_blob + blob] += 1
-        self._connection.executemany("INSERT INTO part VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._connection.executemany("INSERT INTO part VALUES (?, ?, ?, ?, ?, ?, ?)", index)
         self._connection.executemany("INSERT INTO live VALUES (?, ?)", parts.items())
         self._next_blob += len(parts)
 
@@ -102,11 +109,14 @@ class Tables:
         if topic is None:
             return 0, True
         before = min(before, topic.head + 1)
-        whole = self._connection.execute(
-            "SELECT first_seq, count, blob FROM part WHERE topic = ? AND first_seq < ?"
-            " AND first_seq + count <= ? ORDER BY first_seq LIMIT ?",
-            (topic.id, before, before, TRIM_PARTS),
-        ).fetchall()
+        whole = list(
+            rows(
+                self._connection,
+                "SELECT first_seq, count, blob FROM part WHERE topic = ? AND first_seq < ?"
+                " AND first_seq + count <= ? ORDER BY first_seq LIMIT ?",
+                (topic.id, before, before, TRIM_PARTS),
+            )
+        )
         is_done = len(whole) < TRIM_PARTS
         if not is_done:
             before = whole[-1][0] + whole[-1][1]
@@ -126,26 +136,27 @@ class Tables:
         return forgotten, is_done
 
     def _release(self, blob: int, parts: int) -> None:
-        """One that is damaged stays: nobody knows what it had, and deleting it would fail."""
-        self._connection.execute(
-            "UPDATE live SET parts = parts - ? WHERE blob = ?", (parts, blob)
-        )
-        left = self._connection.execute("SELECT parts FROM live WHERE blob = ?", (blob,)).get
-        if left == 0 and self._is_readable(blob):
+        """One that is damaged stays: nobody knows what it had. So do those beside it, since
+        deleting them would rearrange its pages, and fail."""
+        self._connection.execute("UPDATE live SET parts = parts - ? WHERE blob = ?", (parts, blob))
+        left = value(self._connection, "SELECT parts FROM live WHERE blob = ?", (blob,))
+        if left == 0 and self._is_sound(blob):
             self._connection.execute("DELETE FROM blob WHERE id = ?", (blob,))
             self._connection.execute("DELETE FROM live WHERE blob = ?", (blob,))
 
-    def _is_readable(self, blob: int) -> bool:
+    def _is_sound(self, blob: int) -> bool:
         """Asked over another connection: a read that fails ends the transaction it is in."""
-        probe = self._store.reader()
+        row = "SELECT checksum, frames FROM blob WHERE id = ?"
+        beside = "SELECT sum(time_ms) FROM blob WHERE id BETWEEN ? AND ?"
         try:
-            probe.execute("SELECT frames, devices FROM blob WHERE id = ?", (blob,)).fetchall()
-        except (apsw.IOError, apsw.CorruptError) as error:
-            self._store.report(f"blob {blob} is damaged ({error}) and kept, though it is over")
-            return False
-        finally:
-            probe.close()
-        return True
+            ((sum, frames),) = rows(self._probe, row, (blob,))
+            why = "" if checksum(frames) == sum else "wrong checksum"
+            value(self._probe, beside, (blob - BESIDE, blob + BESIDE))
+        except (apsw.Error, ValueError) as error:
+            why = str(error)
+        if why:
+            self._store.report(f"blob {blob} is kept for damage to it or beside it ({why})")
+        return not why
 
     def retain(self, name: bytes, oldest_ms: int, max_count: int) -> tuple[int, bool]:
         """Like trim(), to the first commit that is young enough, or to a number of messages."""
@@ -153,12 +164,13 @@ class Tables:
         if topic is None:
             return 0, True
         before = topic.head - max_count + 1 if max_count else 0
-        rows = self._connection.execute(
+        commits = rows(
+            self._connection,
             "SELECT time_ms, first_seq + count FROM part JOIN blob ON blob.id = part.blob"
             " WHERE topic = ? ORDER BY first_seq LIMIT ?",
             (topic.id, TRIM_PARTS),
         )
-        for time_ms, end in rows if oldest_ms else ():
+        for time_ms, end in commits if oldest_ms else ():
             if time_ms >= oldest_ms:
                 break
             before = max(before, end)
@@ -178,20 +190,16 @@ class Tables:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user, device, topic, seq) DO UPDATE"
             " SET reason = excluded.reason, attempts = excluded.attempts,"
             " time_ms = excluded.time_ms, frame = excluded.frame, taken = 0",
-            [
-                (d.user, d.device, self.topic(d.topic.encode()).id, *d[3:8])
-                for d in letters
-            ],
+            [(d.user, d.device, self.topic(d.topic.encode()).id, *d[3:8]) for d in letters],
         )
         self.put_cursors(cursors, back=False)
 
     def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
-        taken = []
+        taken: list[DeadLetter] = []
         for id in sorted(set(ids)):
             self._connection.execute("UPDATE dead SET taken = 1 WHERE id = ? AND taken = 0", (id,))
             if self._connection.changes():
-                row = self._connection.execute(f"{DEAD} WHERE dead.id = ?", (id,)).fetchone()
-                taken.append(letter(row))
+                taken += map(letter, rows(self._connection, f"{DEAD} WHERE dead.id = ?", (id,)))
         return taken
 
     def drop_dead(self, ids: Iterable[int]) -> int:

@@ -23,7 +23,7 @@ import apsw
 from imserver._core import Batch, checksum
 from imserver.errors import ErrorCode, ImError
 from imserver.timeline import DEDUPE_MAX, DEDUPE_MS, Appended, full, is_full, stopped
-from imserver.timeline_sqlite_schema import Clock, Store
+from imserver.timeline_sqlite_schema import Clock, Store, rows
 from imserver.timeline_sqlite_tables import Tables
 
 #: Bytes of frames in one commit: a tenth of a second of a slow disk, and 32 blobs.
@@ -105,6 +105,7 @@ class Writer:
             self._is_closing = True
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
+        self._tables.close()
 
     def _check(self) -> None:
         if self.failure:
@@ -147,7 +148,8 @@ class Writer:
         with self._changed:
             while not self._jobs and not self._is_closing:
                 self._changed.wait()
-            jobs, size = [], 0
+            jobs: list[Job] = []
+            size = 0
             while self._jobs and (not jobs or size + len(self._jobs[0].frames) <= COMMIT_BYTES):
                 job = self._jobs.popleft()
                 size += len(job.frames)
@@ -230,8 +232,8 @@ class Writer:
         connection = self._store.reader(trusting=True)
         try:
             found, count = [], 0
-            for id, time_ms, devices_len in connection.execute(
-                "SELECT id, time_ms, length(devices) FROM blob ORDER BY id DESC"
+            for id, time_ms, devices_len in rows(
+                connection, "SELECT id, time_ms, length(devices) FROM blob ORDER BY id DESC"
             ):
                 if time_ms + DEDUPE_MS < steady_ms or count >= DEDUPE_MAX:
                     break
@@ -239,7 +241,7 @@ class Writer:
                 count += devices_len // 8
             for id, time_ms in reversed(found):
                 row = "SELECT checksum, devices, frames FROM blob WHERE id = ?"
-                ((sum, devices, frames),) = connection.execute(row, (id,)).fetchall()
+                ((sum, devices, frames),) = rows(connection, row, (id,))
                 if checksum(frames) == sum:
                     self._batch.recall(frames, devices, time_ms)
                 else:

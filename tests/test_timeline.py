@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ async def disk(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
         await store.close()
 
 
-def message(topic: str, body: str = "", *, id: int = 0, sender: str = "ann", flags: int = 0) -> bytes:
+def message(
+    topic: str, body: str = "", *, id: int = 0, sender: str = "ann", flags: int = 0
+) -> bytes:
     return encode_message(topic, sender, body.encode(), id=id, flags=flags)
 
 
@@ -75,7 +78,7 @@ def bodies(frames: bytes) -> list[str]:
 
 def split(frames: bytes) -> list[bytes]:
     starts = [*timeline.frame_starts(frames), len(frames)]
-    return [frames[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    return [frames[a:b] for a, b in pairwise(starts)]
 
 
 def seqs(frames: bytes) -> list[int]:
@@ -153,9 +156,13 @@ async def test_more_than_may_wait_is_refused_until_there_is_room(
 ) -> None:
     monkeypatch.setattr(timeline, "WAITING_MAX_BYTES", 4_000)
     futures = []
-    with pytest.raises(ImError) as refused:
+
+    def flood() -> None:
         for _ in range(100_000):
             futures.append(store.append(message("room:a", "x" * 1_000)))
+
+    with pytest.raises(ImError) as refused:
+        flood()
     assert refused.value.code == ErrorCode.OVERLOADED
     await store.room()
     await store.append(message("room:a", "x" * 1_000))
@@ -193,17 +200,17 @@ async def test_pages_are_as_asked_in_both_directions(store: Timeline) -> None:
         expected = [str(n) for n in range(written)][after : after + limit]
         if len(page.frames) <= (fit - 1) * size:  # bytes did not end it
             assert bodies(page.frames) == expected
-        assert bodies(page.frames) == expected[: page.count]
-        assert page.count >= min(1, len(expected))
-        assert page[:2] == (after + 1, after + page.count)
+        assert bodies(page.frames) == expected[: page.messages]
+        assert page.messages >= min(1, len(expected))
+        assert page[:2] == (after + 1, after + page.messages)
         assert len(page.frames) <= max(fit * size, size)
 
         page = await store.read_back("room:a", after, limit, fit * size)
         last = max(0, min(after - 1, written))
         expected = [str(n) for n in range(written)][max(0, last - limit) : last]
-        assert bodies(page.frames) == expected[len(expected) - page.count :]
-        assert page.count >= min(1, len(expected))
-        assert page[:2] == (last - page.count + 1, last)
+        assert bodies(page.frames) == expected[len(expected) - page.messages :]
+        assert page.messages >= min(1, len(expected))
+        assert page[:2] == (last - page.messages + 1, last)
         assert page.gaps == ()
 
 
@@ -252,8 +259,7 @@ async def test_retention_by_length_keeps_the_newest(store: Timeline) -> None:
 async def test_a_clock_that_jumps_changes_times_and_loses_nothing(
     store: Timeline, wall: Turned
 ) -> None:
-    """Forwards it matters to the age of messages after a restart only, where nothing else is
-    known (below)."""
+    """Backwards; forwards below."""
     await fill(store, "room:a", 2)
     wall.now_s -= 3_600
     await fill(store, "room:a", 2, start=2)
@@ -337,7 +343,9 @@ async def test_cursors_move_forward_only_unless_told_to(store: Timeline) -> None
 # Dead letters
 
 
-def dead(seq: int, *, user: str = "ann", topic: str = "room:a", reason: str = "attempts") -> DeadLetter:
+def dead(
+    seq: int, *, user: str = "ann", topic: str = "room:a", reason: str = "attempts"
+) -> DeadLetter:
     frame = encode_message(topic, "bob", b"!", seq=seq)
     return DeadLetter(user, "phone", topic, seq, reason, 8, 1_700_000_000_000 + seq, frame)
 
@@ -433,6 +441,16 @@ async def test_repeats_are_forgotten_after_ten_minutes_and_not_before(disk: Any)
     assert (await store.append(retry)).repeated == ()
 
 
+async def test_a_clock_that_is_set_forward_makes_nothing_old(disk: Any) -> None:
+    wall = Turned()
+    store = await disk(wall_s=wall)
+    first = await store.append(message("room:a", "x", id=7))
+    wall.now_s += 10 * 365 * 86_400
+    assert await store.retain("room:a", max_age_ms=86_400_000) == 0
+    again = await store.append(message("room:a", "x", id=7, flags=RETRY))
+    assert again == (first.frames, 1, (0,), ())
+
+
 async def test_retention_by_age_goes_by_commits(disk: Any) -> None:
     wall = Turned()
     store = await disk(wall_s=wall)
@@ -477,7 +495,9 @@ async def test_only_one_process_opens_a_directory(disk: Any, tmp_path: Path) -> 
         "asyncio.run(SqliteTimeline.open(pathlib.Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "data")]
-    other = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    other = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
     assert other.returncode != 0
     assert f"the data directory {tmp_path / 'data'} is in use by process" in other.stderr
     with pytest.raises(StoreError, match="stop that server, or choose another directory"):

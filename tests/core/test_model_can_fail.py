@@ -9,9 +9,11 @@ import pytest
 from door import MACHINE
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
+from test_batch import BatchMachine, BatchModel
 from test_outbox import OutboxMachine, OutboxModel
 from test_pool import PoolMachine, PoolModel
 from test_queue import QueueMachine, QueueModel
+from test_receipts import ReceiptsMachine, ReceiptsModel
 from test_rights import RightsMachine, RightsModel
 from test_ring import RingMachine, RingModel
 from test_topics import TopicsMachine, TopicsModel
@@ -70,6 +72,20 @@ class RightsThatGrowYoung(RightsModel):
         super().set(conn, name, verdict)
 
 
+class ReceiptsThatFindTheOldest(ReceiptsModel):
+    """Of two with one key the elder is found."""
+
+    def find(self, key: tuple[int, int]) -> int | None:
+        return next((seq for other, seq, _ in self.ring if other == key), None)
+
+
+class BatchThatForgetsDevices(BatchModel):
+    """A repeat is known by sender and id."""
+
+    def publish(self, publish: tuple, frame: bytes, device: int, time_ms: int) -> tuple[int, bytes]:
+        return super().publish(publish, frame, 0, time_ms)
+
+
 @pytest.mark.parametrize(
     ("machine", "broken"),
     [
@@ -79,6 +95,8 @@ class RightsThatGrowYoung(RightsModel):
         (OutboxMachine, OutboxThatCutsEverything),
         (TopicsMachine, TopicsThatForgetHeldOnes),
         (RightsMachine, RightsThatGrowYoung),
+        (ReceiptsMachine, ReceiptsThatFindTheOldest),
+        (BatchMachine, BatchThatForgetsDevices),
     ],
     ids=lambda value: value.__name__,
 )

@@ -39,7 +39,9 @@ class ReceiptsMachine(RuleBasedStateMachine):
     def add(self, key: tuple[int, int], later_ms: int) -> None:
         self.clock += later_ms
         self.seq += 1
-        receipt = ffi.new("struct im_receipt *", {"key": key, "seq": self.seq, "clock_ms": self.clock})
+        receipt = ffi.new(
+            "struct im_receipt *", {"key": key, "seq": self.seq, "clock_ms": self.clock}
+        )
         lib.im_receipt_add(self.it, receipt)
         self.model.add(key, self.seq, self.clock)
 
