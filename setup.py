@@ -13,7 +13,9 @@ from setuptools import Extension, setup
 CORE = Path("_core")
 LOAD = ("cut", "histogram", "load", "traffic", "wire")  # the load generator, for `imserver bench`
 # The binding is relinked whenever any of these changes.
-EVERYTHING = sorted(str(path) for path in CORE.iterdir() if path.suffix in {".c", ".h", ".pxd"})
+EVERYTHING = sorted(
+    str(path) for path in CORE.iterdir() if path.suffix in {".c", ".h", ".pxd", ".pxi"}
+)
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
 HIDDEN = ["-fvisibility=hidden", "-fPIC"]
 

@@ -32,7 +32,7 @@ enum im_batch_fate {
 };
 
 struct im_batch_frame {
-    uint64_t device; /* hash of the publisher's device */
+    uint64_t device; /* im_receipt_device() of the publisher */
     uint32_t at;     /* in `bytes` */
     uint32_t size;
     uint32_t topic; /* index of a batch_topic */

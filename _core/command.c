@@ -9,7 +9,9 @@
 #include "accept.h"
 #include "conn.h"
 #include "fanout.h"
+#include "follow.h"
 #include "imcore.h"
+#include "journal.h"
 
 /* Python may order as fast as we obey; sockets and timers must not wait. */
 #define COMMANDS_A_TURN 1024
@@ -43,10 +45,11 @@ static void on_welcome(struct im_loop *loop, uint32_t slot,
 {
     struct im_conn *conn = &loop->conns[slot];
     struct im_span user = next_part(&rest, record->a);
+    struct im_span device = next_part(&rest, record->b);
 
     if (conn->state != IM_STATE_AUTHENTICATING || user.len > IM_USER_MAX)
         return;
-    if (im_conn_name(loop, slot, user) != IM_OK) {
+    if (im_conn_name(loop, slot, user, device) != IM_OK) {
         im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
         return;
     }
@@ -75,6 +78,20 @@ static void on_decide(struct im_loop *loop, uint32_t slot,
     im_conn_unpause(loop, slot, IM_PAUSE_UPCALL);
 }
 
+/* Ends a subscription of either kind. */
+static void unsubscribe(struct im_loop *loop, uint32_t slot, uint32_t sub)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (loop->topics.subs[sub].at & IM_SUB_APART) {
+        im_follow_end(loop, slot, sub);
+        return;
+    }
+    im_filter_drop(&loop->filters, im_sub_member(&loop->topics, sub)->filter);
+    im_topic_leave(&loop->topics, sub, &conn->subs);
+    conn->sub_count--;
+}
+
 /* A subscription with a filter already held, or a new filter for one. */
 static enum im_status subscribe(struct im_loop *loop, uint32_t slot,
                                 struct im_span topic, uint32_t filter)
@@ -82,7 +99,9 @@ static enum im_status subscribe(struct im_loop *loop, uint32_t slot,
     struct im_conn *conn = &loop->conns[slot];
     uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
 
-    if (sub != IM_NONE) {
+    if (sub != IM_NONE && loop->topics.subs[sub].at & IM_SUB_APART) {
+        unsubscribe(loop, slot, sub);
+    } else if (sub != IM_NONE) {
         struct im_member *member = im_sub_member(&loop->topics, sub);
         im_filter_drop(&loop->filters, member->filter);
         member->filter = filter;
@@ -98,16 +117,36 @@ static enum im_status subscribe(struct im_loop *loop, uint32_t slot,
     return status;
 }
 
+/* The same as a cursor; what there was for the topic ends. */
+static enum im_status follow(struct im_loop *loop, uint32_t slot,
+                             struct im_span begin_bytes, struct im_span topic,
+                             uint32_t filter)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
+    struct im_begin begin = {0};
+
+    memcpy(&begin, begin_bytes.at, begin_bytes.len);
+    if (sub != IM_NONE)
+        unsubscribe(loop, slot, sub);
+    if (conn->sub_count >= loop->core->config.subscriptions)
+        return IM_FULL;
+    return im_follow_begin(loop, slot, &begin, topic, filter);
+}
+
 static void on_subscribe(struct im_loop *loop, uint32_t slot,
                          const struct im_record *record, struct im_span rest)
 {
+    struct im_span begin = next_part(
+        &rest, record->kind == IM_COMMAND_FOLLOW ? sizeof(struct im_begin) : 0);
     struct im_span topic = next_part(&rest, record->b & 0xffff);
     struct im_span tags = next_part(&rest, record->b >> 16);
     uint32_t filter;
 
     enum im_status status = im_filter_take(&loop->filters, tags, &filter);
     if (status == IM_OK) {
-        status = subscribe(loop, slot, topic, filter);
+        status = begin.len ? follow(loop, slot, begin, topic, filter)
+                           : subscribe(loop, slot, topic, filter);
         if (status != IM_OK)
             im_filter_drop(&loop->filters, filter);
     }
@@ -121,16 +160,12 @@ static void on_subscribe(struct im_loop *loop, uint32_t slot,
 static void on_unsubscribe(struct im_loop *loop, uint32_t slot,
                            const struct im_record *record, struct im_span rest)
 {
-    struct im_conn *conn = &loop->conns[slot];
+    const struct im_conn *conn = &loop->conns[slot];
     struct im_span topic = next_part(&rest, record->b);
 
     uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
-    if (sub != IM_NONE) {
-        im_filter_drop(&loop->filters,
-                       im_sub_member(&loop->topics, sub)->filter);
-        im_topic_leave(&loop->topics, sub, &conn->subs);
-        conn->sub_count--;
-    }
+    if (sub != IM_NONE)
+        unsubscribe(loop, slot, sub);
     im_conn_send(loop, slot, rest);
     end_upcall(loop, slot, record->a);
 }
@@ -157,15 +192,39 @@ static struct im_msg *message_of(struct im_loop *loop, struct im_span bytes,
     return NULL;
 }
 
+/* To the store; what it has no room for is refused, since nobody can be made
+ * to wait here. */
+static void keep(struct im_loop *loop, struct im_msg *msg,
+                 struct im_origin origin)
+{
+    struct im_span whole = {msg->bytes, msg->len};
+
+    if (im_journal_put(loop, msg, origin) == IM_OK)
+        return;
+    im_journal_refuse(loop, origin, IM_ERROR_OVERLOADED, whole);
+    im_msg_drop(&loop->pool, msg);
+}
+
 /* `slot` is the origin, or IM_NONE for the application itself. */
 static void on_publish(struct im_loop *loop, uint32_t slot,
                        const struct im_record *record, struct im_span whole)
 {
+    struct im_origin origin = {.conn = record->conn};
+    if (slot == IM_NONE && record->b) {
+        struct im_span token = next_part(&whole, sizeof origin.conn);
+        origin.is_token = 1;
+        memcpy(&origin.conn, token.at, token.len);
+    } else if (slot != IM_NONE) {
+        origin.device = loop->users[slot].device;
+    }
     struct im_frame frame;
     struct im_message message;
     struct im_msg *msg = message_of(loop, whole, &frame, &message);
 
-    if (msg) {
+    if (msg && frame.flags & IM_DURABLE) {
+        im_stat_add(&loop->stats.messages_in, 1);
+        keep(loop, msg, origin);
+    } else if (msg) {
         uint64_t hash = im_topic_hash(&loop->topics, message.topic);
         struct im_topic *topic =
             im_topic_find(&loop->topics, message.topic, hash);
@@ -228,10 +287,20 @@ static void on_connection(struct im_loop *loop, uint32_t slot,
         on_decide(loop, slot, record, rest);
         break;
     case IM_COMMAND_SUBSCRIBE:
+    case IM_COMMAND_FOLLOW:
         on_subscribe(loop, slot, record, rest);
         break;
     case IM_COMMAND_UNSUBSCRIBE:
         on_unsubscribe(loop, slot, record, rest);
+        break;
+    case IM_COMMAND_FEED:
+        im_follow_feed(loop, slot, record->b, rest);
+        break;
+    case IM_COMMAND_REDELIVER:
+        im_follow_redeliver(loop, slot, record->b, record->a, rest);
+        break;
+    case IM_COMMAND_ADVANCE:
+        im_follow_advance(loop, slot, record->b, rest);
         break;
     case IM_COMMAND_REVOKE:
         on_revoke(loop, slot, rest);

@@ -19,7 +19,9 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "follow.h"
 #include "imcore.h"
+#include "receipts.h"
 #include "transport.h"
 
 /* Bytes in one outbox that end the gathering of a turn early. */
@@ -103,9 +105,9 @@ enum im_status im_conn_open(struct im_loop *loop, int fd)
 }
 
 enum im_status im_conn_name(struct im_loop *loop, uint32_t slot,
-                            struct im_span user)
+                            struct im_span user, struct im_span device)
 {
-    union im_user *name = &loop->users[slot];
+    struct im_user *name = &loop->users[slot];
     uint8_t *to = name->inside;
 
     if (user.len > sizeof name->inside) {
@@ -115,6 +117,7 @@ enum im_status im_conn_name(struct im_loop *loop, uint32_t slot,
     }
     memcpy(to, user.at, user.len);
     loop->conns[slot].user_len = (uint8_t)user.len;
+    name->device = im_receipt_device(device);
     return IM_OK;
 }
 
@@ -281,6 +284,10 @@ static void let_go(struct im_loop *loop, uint32_t slot)
     struct im_conn *conn = &loop->conns[slot];
 
     while (conn->subs != IM_NONE) {
+        if (loop->topics.subs[conn->subs].at & IM_SUB_APART) {
+            im_follow_end(loop, slot, conn->subs);
+            continue;
+        }
         uint32_t filter = im_sub_member(&loop->topics, conn->subs)->filter;
         im_filter_drop(&loop->filters, filter);
         im_topic_leave(&loop->topics, conn->subs, &conn->subs);
@@ -378,6 +385,10 @@ static void after_progress(struct im_loop *loop, uint32_t slot)
         im_outbox_cost(&conn->outbox) <=
             loop->core->config.outbox_soft_bytes / 2)
         im_conn_unpause(loop, slot, IM_PAUSE_OUTBOX);
+    if (IM_UNLIKELY(conn->marks & IM_MARK_LAGS) &&
+        im_outbox_cost(&conn->outbox) <=
+            loop->core->config.outbox_soft_bytes / 2)
+        im_follow_again(loop, slot);
 }
 
 void im_conn_flush(struct im_loop *loop, uint32_t slot)

@@ -17,15 +17,15 @@ static inline uint64_t im_conn_id(const struct im_loop *loop, uint32_t slot)
 static inline struct im_span im_conn_user(const struct im_loop *loop,
                                           uint32_t slot)
 {
-    const union im_user *user = &loop->users[slot];
+    const struct im_user *user = &loop->users[slot];
     size_t len = loop->conns[slot].user_len;
     return (struct im_span){
         len <= sizeof user->inside ? user->inside : user->apart, len};
 }
 
-/* Sets it, once. IM_FULL without memory. */
+/* Sets it and the device, once. IM_FULL without memory. */
 enum im_status im_conn_name(struct im_loop *loop, uint32_t slot,
-                            struct im_span user);
+                            struct im_span user, struct im_span device);
 
 /* The slot of a connection that still takes part, or IM_NONE. */
 uint32_t im_conn_slot(const struct im_loop *loop, uint64_t id);

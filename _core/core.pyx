@@ -22,6 +22,12 @@ EVENT_ASK = IM_EVENT_ASK
 EVENT_MESSAGE = IM_EVENT_MESSAGE
 EVENT_REFUSED = IM_EVENT_REFUSED
 EVENT_CLOSED = IM_EVENT_CLOSED
+EVENT_UNKEPT = IM_EVENT_UNKEPT
+EVENT_KEPT = IM_EVENT_KEPT
+EVENT_WANT = IM_EVENT_WANT
+EVENT_CURSORS = IM_EVENT_CURSORS
+EVENT_POSITION = IM_EVENT_POSITION
+EVENT_REDELIVERED = IM_EVENT_REDELIVERED
 
 ENDS_NOTHING = IM_ENDS_NOTHING
 ENDS_PAUSE = IM_ENDS_PAUSE
@@ -30,6 +36,8 @@ ENDS_CALL = IM_ENDS_CALL
 ALLOW = IM_ALLOW
 HOOK = IM_HOOK
 DENY = IM_DENY
+KEEP_ASKED = IM_KEEP_ASKED
+KEEP = IM_KEEP
 
 # Events of one poll(): a crossing is long paid for, the loop of the embedding
 # program gets its turn in between, and a login storm does not blow up the heap.
@@ -48,6 +56,12 @@ cdef im_span span(bytes data):
 
 cdef inline im_record order(uint16_t kind, uint64_t conn, uint16_t a=0, uint32_t b=0) noexcept:
     return im_record(size=0, len=0, kind=kind, a=a, b=b, conn=conn)
+
+
+cdef uint32_t lengths_of(bytes topic, bytes tags) except? 0:
+    if not 1 <= len(topic) <= IM_TOPIC_MAX or not 1 <= len(tags) <= IM_FILTER_LEN_MAX:
+        raise ValueError("a topic has 1 to 255 bytes, a tag expression 1 to 1,024")
+    return <uint32_t>(len(topic) | len(tags) << 16)
 
 
 @cython.final
@@ -162,11 +176,14 @@ cdef class Core:
         if im_core_goodbye(self._core, codec, code, span(frame)) != IM_OK:
             raise MemoryError("too many goodbyes")
 
-    def welcome(self, uint64_t conn, bytes user not None, bytes frame not None):
-        cdef im_span *parts = [span(user), span(frame)]
-        if not 1 <= len(user) <= IM_USER_MAX:
-            raise ValueError("a user has 1 to 64 bytes")
-        self._tell(order(IM_COMMAND_WELCOME, conn, <uint16_t>len(user)), parts, 2)
+    def welcome(
+        self, uint64_t conn, bytes user not None, bytes device not None, bytes frame not None
+    ):
+        cdef im_span *parts = [span(user), span(device), span(frame)]
+        cdef uint16_t user_len = <uint16_t>len(user)
+        if not 1 <= len(user) <= IM_USER_MAX or not 1 <= len(device) <= IM_USER_MAX:
+            raise ValueError("a user and a device have 1 to 64 bytes")
+        self._tell(order(IM_COMMAND_WELCOME, conn, user_len, <uint32_t>len(device)), parts, 3)
 
     def send(self, uint64_t conn, bytes frame not None, uint16_t ends=IM_ENDS_NOTHING):
         cdef im_span part = span(frame)
@@ -174,8 +191,8 @@ cdef class Core:
 
     def decide(self, uint64_t conn, bytes topic not None, uint32_t verdict, uint16_t code=0):
         cdef im_span part = span(topic)
-        if not 1 <= len(topic) <= IM_TOPIC_MAX or verdict not in (IM_ALLOW, IM_HOOK, IM_DENY):
-            raise ValueError("a verdict is ALLOW, HOOK or DENY on a topic of 1 to 255 bytes")
+        if not 1 <= len(topic) <= IM_TOPIC_MAX or not IM_ALLOW <= verdict <= IM_KEEP:
+            raise ValueError("a verdict is one of five, on a topic of 1 to 255 bytes")
         self._tell(order(IM_COMMAND_DECIDE, conn, code, verdict), &part, 1)
 
     def subscribe(
@@ -187,10 +204,38 @@ cdef class Core:
         uint16_t ends=IM_ENDS_PAUSE,
     ):
         cdef im_span *parts = [span(topic), span(tags), span(frame)]
-        cdef uint32_t lengths = <uint32_t>(len(topic) | len(tags) << 16)
-        if not 1 <= len(topic) <= IM_TOPIC_MAX or not 1 <= len(tags) <= IM_FILTER_LEN_MAX:
-            raise ValueError("a topic has 1 to 255 bytes, a tag expression 1 to 1,024")
-        self._tell(order(IM_COMMAND_SUBSCRIBE, conn, ends, lengths), parts, 3)
+        self._tell(order(IM_COMMAND_SUBSCRIBE, conn, ends, lengths_of(topic, tags)), parts, 3)
+
+    def follow(
+        self,
+        uint64_t conn,
+        uint32_t number,
+        bytes topic not None,
+        bytes tags not None,
+        uint64_t cursor,
+        uint16_t window,
+        bytes frame not None,
+        uint16_t ends=IM_ENDS_PAUSE,
+    ):
+        cdef im_begin begin = im_begin(cursor=cursor, number=number, window=window)
+        cdef im_span first = im_span(<const uint8_t *>&begin, sizeof(begin))
+        cdef im_span *parts = [first, span(topic), span(tags), span(frame)]
+        self._tell(order(IM_COMMAND_FOLLOW, conn, ends, lengths_of(topic, tags)), parts, 4)
+
+    def feed(
+        self, uint64_t conn, uint32_t number, bytes frames not None, uint64_t last, uint64_t head
+    ):
+        cdef uint64_t *ends = [last, head]
+        cdef im_span *parts = [im_span(<const uint8_t *>ends, 16), span(frames)]
+        self._tell(order(IM_COMMAND_FEED, conn, 0, number), parts, 2)
+
+    def redeliver(self, uint64_t conn, uint32_t number, bytes frames not None, uint16_t silence_ms):
+        cdef im_span part = span(frames)
+        self._tell(order(IM_COMMAND_REDELIVER, conn, silence_ms, number), &part, 1)
+
+    def advance(self, uint64_t conn, uint32_t number, uint64_t seq):
+        cdef im_span part = im_span(<const uint8_t *>&seq, 8)
+        self._tell(order(IM_COMMAND_ADVANCE, conn, 0, number), &part, 1)
 
     def unsubscribe(
         self,
@@ -205,6 +250,10 @@ cdef class Core:
     def publish(self, bytes frame not None, uint64_t conn=0, uint16_t ends=IM_ENDS_NOTHING):
         cdef im_span part = span(frame)
         self._tell(order(IM_COMMAND_PUBLISH, conn, ends), &part, 1)
+
+    def keep(self, bytes frame not None, uint64_t token):
+        cdef im_span *parts = [im_span(<const uint8_t *>&token, 8), span(frame)]
+        self._tell(order(IM_COMMAND_PUBLISH, 0, 0, 1), parts, 2)
 
     def broadcast(self, bytes frame not None):
         cdef im_span part = span(frame)
@@ -255,131 +304,4 @@ cdef class Core:
         return 0
 
 
-@cython.final
-cdef class Batch:
-    """One group commit of the store; imserver/_core.pyi has the contract."""
-
-    cdef im_batch _batch
-    cdef list _adds  # of each add: its first byte and its first frame
-
-    def __cinit__(self, *, uint64_t seed, uint32_t receipts, uint64_t window_ms):
-        self._adds = []
-        if not 1 <= receipts <= 1 << 30:
-            raise ValueError("1 to 2**30 receipts")
-        if im_batch_init(&self._batch, seed, receipts, window_ms) != IM_OK:
-            raise MemoryError("no memory for so many receipts")
-
-    def __dealloc__(self):
-        im_batch_free(&self._batch)
-
-    def clear(self):
-        self._adds = []
-        im_batch_clear(&self._batch)
-
-    def add(self, bytes frames not None, bytes device not None):
-        cdef im_span block = span(frames)
-        cdef im_span name = span(device)
-        cdef tuple start = (self._batch.len, self._batch.frame_count)
-        cdef im_status status
-        with nogil:
-            status = im_batch_add(
-                &self._batch, block, im_hash(self._batch.seed, name.at, name.len)
-            )
-        if status == IM_BAD:
-            raise ValueError("not whole MESSAGE frames")
-        if status != IM_OK:
-            raise MemoryError("larger than a batch can be")
-        self._adds.append(start)
-
-    def topics(self):
-        return [bytes_of(im_batch_topic(&self._batch, i)) for i in range(self._batch.topic_count)]
-
-    def seal(self, list heads not None, uint64_t time_ms, uint64_t clock_ms):
-        cdef uint32_t count = self._batch.topic_count
-        cdef uint64_t *values
-        cdef im_status status
-        if len(heads) != count:
-            raise ValueError("one head a topic")
-        values = <uint64_t *>malloc((count + 1) * sizeof(uint64_t))
-        if values is NULL:
-            raise MemoryError
-        try:
-            for i in range(count):
-                values[i] = heads[i]
-            with nogil:
-                status = im_batch_seal(&self._batch, values, time_ms, clock_ms)
-        finally:
-            free(values)
-        if status != IM_OK:
-            raise MemoryError("no memory to lay a batch out")
-
-    def blobs(self):
-        cdef bytes frames, devices
-        cdef uint8_t *frames_at
-        cdef uint8_t *devices_at
-        cdef uint64_t checksum
-        cdef uint32_t number
-        cdef list blobs = []
-        for number in range(self._batch.blob_count):
-            frames = PyBytes_FromStringAndSize(NULL, self._batch.blobs[number].len)
-            devices = PyBytes_FromStringAndSize(NULL, 8 * <Py_ssize_t>self._batch.blobs[number].count)
-            frames_at = <uint8_t *>PyBytes_AS_STRING(frames)
-            devices_at = <uint8_t *>PyBytes_AS_STRING(devices)
-            with nogil:
-                checksum = im_batch_write(&self._batch, number, frames_at, devices_at)
-            blobs.append((frames, devices, <int64_t>checksum))
-        return blobs
-
-    def parts(self):
-        cdef im_batch_part *part
-        cdef uint32_t number
-        cdef list parts = []
-        for number in range(self._batch.part_count):
-            part = &self._batch.parts[number]
-            parts.append((
-                part.topic, part.first_seq, part.count, part.blob, part.offset, part.len,
-                <int64_t>part.checksum,
-            ))
-        return parts
-
-    def added(self):
-        cdef uint32_t first, last, at, end, i
-        cdef list repeated, refused, blocks = []
-        cdef list bounds = [*self._adds, (self._batch.len, self._batch.frame_count)]
-        for number in range(len(self._adds)):
-            at, first = bounds[number]
-            end, last = bounds[number + 1]
-            repeated, refused = [], []
-            for i in range(first, last):
-                if self._batch.frames[i].fate == IM_REPEATED:
-                    repeated.append(i - first)
-                elif self._batch.frames[i].fate == IM_CONFLICT:
-                    refused.append(i - first)
-            frames = PyBytes_FromStringAndSize(<const char *>self._batch.bytes + at, end - at)
-            blocks.append((frames, last - first, tuple(repeated), tuple(refused)))
-        return blocks
-
-    def recall(self, bytes frames not None, bytes devices not None, uint64_t clock_ms):
-        cdef im_span frames_in = span(frames)
-        cdef im_span devices_in = span(devices)
-        cdef im_status status
-        with nogil:
-            status = im_batch_recall(&self._batch, frames_in, devices_in, clock_ms)
-        if status != IM_OK:
-            raise ValueError("not what a batch wrote")
-
-
-cdef bytes bytes_of(im_span part):
-    return PyBytes_FromStringAndSize(<const char *>part.at, part.len)
-
-
-def checksum(bytes data not None):
-    cdef im_span part = span(data)
-    cdef uint64_t sum
-    with nogil:
-        sum = im_batch_checksum(part.at, part.len)
-    return <int64_t>sum
-
-
-def count_frames(bytes frames not None, bytes topic not None, uint64_t seq):
-    return im_batch_count(span(frames), span(topic), seq)
+include "store.pxi"

@@ -20,7 +20,9 @@
 
 #include "conn.h"
 #include "fanout.h"
+#include "follow.h"
 #include "imcore.h"
+#include "journal.h"
 
 /* A run of publications becomes one message that fills a slot of 4 KiB. By then
  * what a message costs is spread over dozens of frames; and what is bounded in
@@ -166,11 +168,30 @@ static enum im_fate on_ack(struct im_loop *loop, uint32_t slot,
                            const struct im_frame *frame)
 {
     struct im_span topic = {0};
-    bool known = im_ack_peek(frame, &topic) == IM_OK;
+    if (im_ack_peek(frame, &topic) != IM_OK)
+        return refuse(loop, slot, IM_ERROR_BAD_FRAME, frame, topic);
+    struct im_cursor *cursor = im_follow_find(loop, slot, topic);
+    if (!cursor || !cursor->window)
+        return refuse(loop, slot, IM_ERROR_NOT_FOUND, frame, topic);
 
-    /* Durable subscriptions come with the store; until then nobody has one. */
-    return refuse(loop, slot, known ? IM_ERROR_NOT_FOUND : IM_ERROR_BAD_FRAME,
-                  frame, topic);
+    uint64_t seq = im_load_u64(frame->at + IM_HEAD_LEN);
+    bool is_old = seq <= cursor->acked && cursor->marks & IM_CURSOR_FORWARD;
+    if (seq > cursor->sent)
+        return refuse(loop, slot, IM_ERROR_BAD_FRAME, frame, topic);
+    if (frame->type == IM_ACK && !is_old) {
+        im_cursor_ack(cursor, seq);
+        im_stat_add(&loop->stats.acks, 1);
+        im_follow_moved(loop, cursor);
+        return IM_TAKEN;
+    }
+    uint64_t told[] = {seq, cursor->acked, cursor->sent};
+    struct im_span part = {(const uint8_t *)told, sizeof told};
+    struct im_record record = {
+        .kind = IM_EVENT_POSITION, .a = frame->type, .b = cursor->number};
+    enum im_fate fate = upcall(loop, slot, record, &part, 1, IM_PAUSE_UPCALL);
+    if (fate == IM_TAKEN)
+        cursor->marks |= IM_CURSOR_FORWARD;
+    return fate;
 }
 
 /* Finds the kept verdict; in front of the table the connection's latest. */
@@ -209,8 +230,10 @@ static struct im_msg *take_run(struct im_loop *loop, struct im_frame *frame,
     uint32_t frame_max = loop->core->config.max_frame_bytes;
     struct im_frame first = *frame;
 
-    im_frame_extend(frame, names_len,
-                    frame_max < RUN_BYTES ? frame_max : RUN_BYTES);
+    /* Each repeat may come to something else. */
+    if (!(frame->flags & IM_RETRY))
+        im_frame_extend(frame, names_len,
+                        frame_max < RUN_BYTES ? frame_max : RUN_BYTES);
     struct im_msg *msg = im_pool_take(&loop->pool, frame->size, IM_FOR_MESSAGE);
     if (IM_UNLIKELY(!msg && frame->count > 1)) {
         *frame = first;
@@ -240,6 +263,35 @@ static enum im_fate publish(struct im_loop *loop, uint32_t slot,
     im_fanout_publish(loop, msg, topic, message, topic->hash,
                       frame->flags & IM_NO_ECHO ? slot : IM_NONE);
     return IM_TAKEN;
+}
+
+/* To the store. While it has all it may take, its publishers are not read. */
+static enum im_fate keep(struct im_loop *loop, uint32_t slot,
+                         struct im_frame *frame,
+                         const struct im_message *message)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    /* In order of arrival: nobody overtakes those who wait. */
+    if (!loop->store_full) {
+        struct im_origin origin = {.conn = im_conn_id(loop, slot),
+                                   .device = loop->users[slot].device};
+        /* Always a copy: the store needs to be alone with it. */
+        struct im_msg *msg = take_run(loop, frame, message);
+        if (!msg)
+            return refuse(loop, slot, IM_ERROR_OVERLOADED, frame,
+                          message->topic);
+        if (im_journal_put(loop, msg, origin) == IM_OK) {
+            im_stat_add(&loop->stats.messages_in, frame->count);
+            return IM_TAKEN;
+        }
+        im_msg_drop(&loop->pool, msg);
+    }
+    loop->store_full = true;
+    im_stat_add(&loop->stats.store_waits, 1);
+    im_conn_pause(conn, IM_PAUSE_STORE);
+    im_conn_retry(loop, slot);
+    return IM_LEFT;
 }
 
 static enum im_fate hand_to_hook(struct im_loop *loop, uint32_t slot,
@@ -272,11 +324,17 @@ static enum im_fate on_message(struct im_loop *loop, uint32_t slot,
                     memcmp(message.sender.at, user.at, user.len) != 0 ||
                     (message.tag.len && message.tag.at[0] == '$')))
         return refuse(loop, slot, IM_ERROR_FORBIDDEN, frame, message.topic);
-    if (IM_UNLIKELY(frame->flags & IM_DURABLE))
-        return refuse(loop, slot, IM_ERROR_NOT_DURABLE, frame, message.topic);
-
     switch (verdict_on(loop, slot, message.topic, &topic)) {
+    case IM_KEEP:
+        return keep(loop, slot, frame, &message);
+    case IM_KEEP_ASKED:
+        if (frame->flags & IM_DURABLE)
+            return keep(loop, slot, frame, &message);
+        return publish(loop, slot, frame, &message, topic, owned);
     case IM_ALLOW:
+        if (IM_UNLIKELY(frame->flags & IM_DURABLE))
+            return refuse(loop, slot, IM_ERROR_NOT_DURABLE, frame,
+                          message.topic);
         return publish(loop, slot, frame, &message, topic, owned);
     case IM_HOOK:
         return hand_to_hook(loop, slot, frame);

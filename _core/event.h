@@ -20,7 +20,32 @@ enum im_event {
     IM_EVENT_REFUSED = 5,
     /* The last of every connection that had a HELLO: a = close code, 0 when
      * the peer went by itself. */
-    IM_EVENT_CLOSED = 6
+    IM_EVENT_CLOSED = 6,
+    /* Something is not kept: a = error code, bytes = u8 n, n bytes of topic,
+     * u64 ids. Nobody is paused. */
+    IM_EVENT_UNKEPT = 7,
+    /* What Python published is: conn = its token, bytes = u64 seq, u64 time; or
+     * is not: a = error code. */
+    IM_EVENT_KEPT = 8,
+    /* A cursor is behind and may be sent more: b = its number, bytes = u64
+     * acked, u64 sent, u64 room. Answered by IM_COMMAND_FEED. */
+    IM_EVENT_WANT = 9,
+    /* What cursors have changed: bytes = struct im_report ... */
+    IM_EVENT_CURSORS = 10,
+    /* A NACK, or an old ACK where it means something: a = type, b = number,
+     * bytes = u64 seq. The connection is paused. */
+    IM_EVENT_POSITION = 11,
+    /* The answer to IM_COMMAND_REDELIVER: a = 1 when it was sent, 0 when the
+     * peer is silent or does not read; b = number. */
+    IM_EVENT_REDELIVERED = 12
+};
+
+/* In native order, as all numbers of the border are. */
+struct im_report {
+    uint32_t number;
+    uint32_t pad;
+    uint64_t acked;
+    uint64_t sent;
 };
 
 /* What an answer ends: the pause of the connection, or one call of it. */
@@ -29,20 +54,36 @@ enum im_ends { IM_ENDS_NOTHING = 0, IM_ENDS_PAUSE = 1, IM_ENDS_CALL = 2 };
 enum im_command {
     IM_COMMAND_LISTEN = 1, /* b = socket */
     IM_COMMAND_UNLISTEN = 2,
-    IM_COMMAND_WELCOME = 3,     /* a = length of user; user, frame */
+    IM_COMMAND_WELCOME = 3,     /* a = length of user, b = of device; user,
+                                   device, frame */
     IM_COMMAND_SEND = 4,        /* a = ends; frame */
     IM_COMMAND_DECIDE = 5,      /* a = code, b = verdict; topic */
     IM_COMMAND_SUBSCRIBE = 6,   /* a = ends, b = topic | tags << 16 (lengths);
                                    topic, tags, frame */
     IM_COMMAND_UNSUBSCRIBE = 7, /* a = ends, b = length; topic, frame */
-    IM_COMMAND_PUBLISH = 8,     /* a = ends; frame */
+    IM_COMMAND_PUBLISH = 8,     /* a = ends; frame; without a connection b = 1:
+                                   u64 token, frame */
     IM_COMMAND_BROADCAST = 9,   /* frame */
     IM_COMMAND_REVOKE = 10,     /* topic, or nothing for all */
     IM_COMMAND_DRAIN = 11,      /* frame */
     IM_COMMAND_CLOSE = 12,      /* a = code; frame, or nothing */
+    IM_COMMAND_FOLLOW = 15,     /* as SUBSCRIBE; struct im_begin first */
+    IM_COMMAND_FEED = 16,       /* b = number; u64 last, u64 head, frames */
+    IM_COMMAND_REDELIVER = 17,  /* a = ms of silence that are too long, b =
+                                   number; frames */
+    IM_COMMAND_ADVANCE = 18,    /* b = number; u64 seq */
     /* Between threads. */
     IM_COMMAND_ADOPT = 13, /* b = socket */
-    IM_COMMAND_RELAY = 14  /* conn = address of a lent message */
+    IM_COMMAND_RELAY = 14, /* conn = address of a lent message */
+    IM_COMMAND_COMMIT = 19 /* conn = address of a message, a = 0 or error code;
+                              struct im_origin for the thread it belongs to */
+};
+
+/* Where a durable subscription begins. */
+struct im_begin {
+    uint64_t cursor;
+    uint32_t number;
+    uint32_t window;
 };
 
 /* The close codes the core uses by itself; docs/protocol.md lists all. */
@@ -63,6 +104,7 @@ enum im_error_code {
     IM_ERROR_BAD_FRAME = 400,
     IM_ERROR_FORBIDDEN = 403,
     IM_ERROR_NOT_FOUND = 404,
+    IM_ERROR_CONFLICT = 409,
     IM_ERROR_OVERLOADED = 503,
     IM_ERROR_NOT_DURABLE = 507
 };

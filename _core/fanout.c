@@ -11,6 +11,7 @@
 #include <sched.h>
 
 #include "conn.h"
+#include "follow.h"
 #include "imcore.h"
 
 /* Far enough to hide a miss behind the work on the members before it. */
@@ -33,6 +34,8 @@ static void deliver(struct im_loop *loop, const struct im_topic *topic,
         if (members[i].conn != skip)
             put += im_conn_put(loop, members[i].conn, msg, IM_FOR_MESSAGE);
     }
+    if (IM_UNLIKELY(topic->cursors != IM_NONE))
+        put += im_follow_deliver(loop, topic, msg, tag, skip);
     if (put == 0)
         return;
     im_msg_share(&loop->pool, msg, put);
@@ -108,7 +111,7 @@ void im_fanout_publish(struct im_loop *loop, struct im_msg *msg,
     im_msg_drop(&loop->pool, msg);
 }
 
-void im_fanout_relayed(struct im_loop *loop, struct im_msg *msg)
+void im_fanout_relayed(struct im_loop *loop, struct im_msg *msg, uint32_t skip)
 {
     struct im_frame frame;
     struct im_message message;
@@ -120,7 +123,7 @@ void im_fanout_relayed(struct im_loop *loop, struct im_msg *msg)
         struct im_topic *topic =
             im_topic_find(&loop->topics, message.topic, hash);
         if (topic)
-            deliver(loop, topic, msg, message.tag, IM_NONE);
+            deliver(loop, topic, msg, message.tag, skip);
     }
     im_msg_drop(&loop->pool, msg);
 }

@@ -14,8 +14,9 @@ void im_fanout_publish(struct im_loop *loop, struct im_msg *msg,
                        struct im_topic *topic, const struct im_message *message,
                        uint64_t hash, uint32_t skip);
 
-/* Delivers here what another thread published and lent to this one. */
-void im_fanout_relayed(struct im_loop *loop, struct im_msg *msg);
+/* Delivers here, and only here, what another thread published and lent to this
+ * one, or what the store has kept; drops the caller's reference. */
+void im_fanout_relayed(struct im_loop *loop, struct im_msg *msg, uint32_t skip);
 
 /* Sends `msg` to every active connection of this thread; drops the caller's
  * reference. */

@@ -69,6 +69,16 @@ static inline void im_heartbeat_seen(struct im_heartbeat *beat, uint32_t slot,
     beat->seen_ms[slot] = now_ms;
 }
 
+/* Somebody waits for a sign of life that is overdue: the peer counts as silent
+ * for the whole interval, so that the next sweep asks it. */
+static inline void im_heartbeat_doubt(struct im_heartbeat *beat, uint32_t slot,
+                                      uint32_t now_ms)
+{
+    if (beat->watch[slot] == IM_WATCH_LIVE &&
+        now_ms - beat->seen_ms[slot] < beat->interval_ms)
+        beat->seen_ms[slot] = now_ms - beat->interval_ms;
+}
+
 /* The next slot from *at on with news, which it puts into *pulse; *at moves
  * behind it. IM_NONE at the end. Clock readings may wrap. */
 uint32_t im_heartbeat_sweep(struct im_heartbeat *beat, uint32_t *at,

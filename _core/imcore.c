@@ -66,7 +66,7 @@ enum im_status im_core_new(const struct im_config *config,
         aligned_alloc(_Alignof(struct im_core), sizeof *core);
     if (!core)
         return IM_FULL;
-    *core = (struct im_core){.config = *config};
+    *core = (struct im_core){.config = *config, .store_fd = -1};
     if (init(core) != IM_OK) {
         im_core_free(core);
         return IM_FULL;
@@ -202,6 +202,14 @@ void im_core_wake_listener(struct im_core *core)
 
     if (atomic_exchange(&core->listener_asleep, false))
         (void)!write(core->event_fd, &one, sizeof one);
+}
+
+void im_core_wake_store(struct im_core *core)
+{
+    uint64_t one = 1;
+
+    if (atomic_exchange(&core->store_asleep, false))
+        (void)!write(core->store_fd, &one, sizeof one);
 }
 
 bool im_core_listener_sleeps(struct im_core *core)

@@ -19,8 +19,11 @@ struct im_core {
     int event_fd;        /* readable when Python has news */
     uint32_t event_turn; /* the thread whose events Python takes next */
     _Atomic bool stopping;
+    int store_fd; /* written to when the store has news; not ours */
     /* Python has seen everything and waits for event_fd. */
     _Alignas(IM_CACHE_LINE) _Atomic bool listener_asleep;
+    /* The store has taken everything and waits for store_fd. */
+    _Alignas(IM_CACHE_LINE) _Atomic bool store_asleep;
 };
 
 /* A core, to be given back with im_core_free. IM_BAD for a configuration that
@@ -64,6 +67,9 @@ bool im_core_listener_sleeps(struct im_core *core);
 
 /* An I/O thread has news. */
 void im_core_wake_listener(struct im_core *core);
+
+/* An I/O thread has put something into its journal. */
+void im_core_wake_store(struct im_core *core);
 
 /* The counters of all threads, summed. */
 void im_core_stats(const struct im_core *core, uint64_t *sums);

@@ -63,6 +63,10 @@ cdef extern from "imcore.h" nogil:
         IM_COMMAND_REVOKE
         IM_COMMAND_DRAIN
         IM_COMMAND_CLOSE
+        IM_COMMAND_FOLLOW
+        IM_COMMAND_FEED
+        IM_COMMAND_REDELIVER
+        IM_COMMAND_ADVANCE
 
         IM_EVENT_HELLO
         IM_EVENT_FRAME
@@ -70,10 +74,18 @@ cdef extern from "imcore.h" nogil:
         IM_EVENT_MESSAGE
         IM_EVENT_REFUSED
         IM_EVENT_CLOSED
+        IM_EVENT_UNKEPT
+        IM_EVENT_KEPT
+        IM_EVENT_WANT
+        IM_EVENT_CURSORS
+        IM_EVENT_POSITION
+        IM_EVENT_REDELIVERED
 
         IM_ALLOW
         IM_HOOK
         IM_DENY
+        IM_KEEP_ASKED
+        IM_KEEP
 
         IM_ENDS_NOTHING
         IM_ENDS_PAUSE
@@ -84,6 +96,11 @@ cdef extern from "imcore.h" nogil:
         IM_USER_MAX
         IM_TOPIC_MAX
         IM_FILTER_LEN_MAX
+
+    struct im_begin:
+        uint64_t cursor
+        uint32_t number
+        uint32_t window
 
     const uint8_t *im_record_bytes(const im_record *record)
     im_status im_core_new(const im_config *config, im_core **made)
@@ -138,7 +155,7 @@ cdef extern from "batch.h" nogil:
         im_batch_part *parts
         uint32_t part_count
 
-    uint64_t im_hash(uint64_t seed, const uint8_t *at, size_t len)
+    uint64_t im_receipt_device(im_span device)
     im_status im_batch_init(im_batch *, uint64_t seed, uint32_t receipts_max, uint64_t window_ms)
     void im_batch_free(im_batch *)
     void im_batch_clear(im_batch *)
@@ -153,3 +170,14 @@ cdef extern from "batch.h" nogil:
     )
     uint32_t im_batch_count(im_span frames, im_span topic, uint64_t seq)
     uint64_t im_batch_checksum(const uint8_t *at, size_t len)
+
+
+cdef extern from "journal.h" nogil:
+    struct im_journal:
+        pass
+
+    void im_journal_open(im_journal *, im_core *, int fd)
+    void im_journal_close(im_journal *)
+    uint32_t im_journal_collect(im_journal *, im_batch *, uint64_t bytes_max)
+    void im_journal_settle(im_journal *, const im_batch *, uint16_t code)
+    bint im_journal_sleeps(im_journal *)

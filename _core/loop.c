@@ -17,8 +17,10 @@
 #include "command.h"
 #include "conn.h"
 #include "fanout.h"
+#include "follow.h"
 #include "imcore.h"
 #include "intake.h"
+#include "journal.h"
 
 #define EVENTS_A_TURN 512
 
@@ -105,13 +107,16 @@ static enum im_status init_memory(struct im_loop *loop)
         im_topics_init(&loop->topics, loop->core->seed) ||
         im_heartbeat_init(&loop->heartbeat, slots + 1) ||
         im_queue_init(&loop->events, queue_len) ||
-        im_queue_init(&loop->commands, queue_len))
+        im_queue_init(&loop->commands, queue_len) ||
+        im_queue_init(&loop->journal, QUEUE_LEN) ||
+        im_queue_init(&loop->commits, QUEUE_LEN))
         return IM_FULL;
     for (uint32_t i = 0; i < threads; i++)
         if (i != loop->number && im_queue_init(&loop->relays[i], RELAY_LEN))
             return IM_FULL;
     im_filters_init(&loop->filters, loop->core->seed);
     im_rights_init(&loop->rights);
+    im_cursors_init(&loop->cursors);
     return IM_OK;
 }
 
@@ -165,6 +170,8 @@ static void read_gauges(struct im_loop *loop)
     im_stat_set(&loop->stats.topics, loop->topics.topic_count);
     im_stat_set(&loop->stats.subscriptions, loop->topics.sub_live);
     im_stat_set(&loop->stats.rights, loop->rights.live);
+    im_stat_set(&loop->stats.cursors, loop->cursors.live);
+    im_stat_set(&loop->stats.journal_bytes, loop->journal_bytes);
 }
 
 /* For the queues of one that ends: sockets in them belong to nobody else. */
@@ -200,7 +207,10 @@ void im_loop_free(struct im_loop *loop)
     close_queued(&loop->commands, IM_COMMAND_LISTEN);
     im_queue_free(&loop->events);
     im_queue_free(&loop->commands);
+    im_queue_free(&loop->journal);
+    im_queue_free(&loop->commits);
     im_heartbeat_free(&loop->heartbeat);
+    im_cursors_free(&loop->cursors);
     im_rights_free(&loop->rights);
     im_filters_free(&loop->filters);
     im_topics_free(&loop->topics);
@@ -234,7 +244,8 @@ void im_loop_take_relays(struct im_loop *loop)
             struct im_record copy = *record;
             im_queue_consume(queue, record);
             if (copy.kind == IM_COMMAND_RELAY)
-                im_fanout_relayed(loop, (struct im_msg *)(uintptr_t)copy.conn);
+                im_fanout_relayed(loop, (struct im_msg *)(uintptr_t)copy.conn,
+                                  IM_NONE);
             else
                 im_accept_adopt(loop, (int)copy.b);
         }
@@ -298,6 +309,7 @@ static void on_tick(struct im_loop *loop)
         if (IM_UNLIKELY(is_stalled(loop, &loop->conns[slot])))
             im_conn_doom(loop, slot, IM_CLOSE_SLOW);
 
+    im_follow_report(loop);
     im_accept_again(loop);
     read_gauges(loop);
 }
@@ -350,11 +362,12 @@ static void resume_one(struct im_loop *loop, uint32_t slot)
     }
     if (conn->state == IM_STATE_CLOSED)
         return;
-    if (conn->pause & IM_PAUSE_EVENTS && loop->events_full) {
+    if ((conn->pause & IM_PAUSE_EVENTS && loop->events_full) ||
+        (conn->pause & IM_PAUSE_STORE && loop->store_full)) {
         im_conn_retry(loop, slot); /* those before it met a full queue */
         return;
     }
-    conn->pause &= (uint8_t)~IM_PAUSE_EVENTS;
+    conn->pause &= (uint8_t)~(IM_PAUSE_EVENTS | IM_PAUSE_STORE);
     if (!conn->pause)
         im_intake_resume(loop, slot);
 }
@@ -364,7 +377,7 @@ static void resume_all(struct im_loop *loop)
     uint32_t count = loop->resume.count;
 
     loop->again = false;
-    loop->events_full = false;
+    loop->events_full = loop->store_full = false;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t slot = loop->resume.slots[i];
         loop->conns[slot].marks &= (uint8_t)~IM_MARK_QUEUED;
@@ -397,7 +410,8 @@ void im_loop_flush(struct im_loop *loop)
 
 static bool has_work(const struct im_loop *loop)
 {
-    if (!im_queue_is_empty(&loop->commands))
+    if (!im_queue_is_empty(&loop->commands) ||
+        (!loop->commits_wait && !im_queue_is_empty(&loop->commits)))
         return true;
     for (uint32_t i = 0; i < loop->relay_count; i++)
         if (i != loop->number && !im_queue_is_empty(&loop->relays[i]))
@@ -412,7 +426,8 @@ static int fall_asleep(struct im_loop *loop, int wait_ms)
     atomic_store(&loop->asleep, true);
     if (has_work(loop) || loop->again)
         return 0;
-    if (loop->resume.count && (wait_ms < 0 || wait_ms > RETRY_MS))
+    if ((loop->resume.count || loop->commits_wait) &&
+        (wait_ms < 0 || wait_ms > RETRY_MS))
         return RETRY_MS;
     return wait_ms;
 }
@@ -422,7 +437,7 @@ static int fall_asleep(struct im_loop *loop, int wait_ms)
 static void lend_out(struct im_loop *loop)
 {
     atomic_store(&loop->asleep, true);
-    if (has_work(loop) || loop->resume.count)
+    if (has_work(loop) || loop->resume.count || loop->commits_wait)
         im_loop_wake(loop);
 }
 
@@ -442,6 +457,7 @@ void im_loop_turn(struct im_loop *loop, int wait_ms)
         on_ready(loop, events[i].data.u64, events[i].events);
     im_pool_collect(&loop->pool);
     im_loop_take_relays(loop);
+    im_journal_take(loop);
     if (loop->unflushed >= IM_UNFLUSHED_MAX)
         im_loop_flush(loop);
     if (loop->resume.count)
@@ -454,6 +470,10 @@ void im_loop_turn(struct im_loop *loop, int wait_ms)
     if (loop->told) {
         loop->told = false;
         im_core_wake_listener(loop->core);
+    }
+    if (loop->journalled) {
+        loop->journalled = false;
+        im_core_wake_store(loop->core);
     }
     if (loop->core->config.threads == 0)
         lend_out(loop);

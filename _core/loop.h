@@ -12,6 +12,7 @@
  */
 #pragma once
 
+#include "cursors.h"
 #include "event.h"
 #include "filter.h"
 #include "frame.h"
@@ -64,7 +65,8 @@ enum im_pause {
     IM_PAUSE_UPCALL = 1, /* Python has to answer first */
     IM_PAUSE_CALLS = 2,  /* too many calls are under way */
     IM_PAUSE_OUTBOX = 4, /* it does not read what it is owed */
-    IM_PAUSE_EVENTS = 8  /* the event queue is full */
+    IM_PAUSE_EVENTS = 8, /* the event queue is full */
+    IM_PAUSE_STORE = 16  /* the store has as much to write as it may */
 };
 
 enum im_mark {
@@ -74,7 +76,8 @@ enum im_mark {
     IM_MARK_DEAF = 8,    /* EPOLLIN is off */
     IM_MARK_KNOWN = 16,  /* Python will be told that it closed */
     IM_MARK_DOOMED = 32, /* to be closed at the next flush */
-    IM_MARK_SHUT = 64    /* our side of the stream has ended */
+    IM_MARK_SHUT = 64,   /* our side of the stream has ended */
+    IM_MARK_LAGS = 128   /* a cursor waits until it has read what it is owed */
 };
 
 /* What fan-out touches comes first. Every byte counts ten thousand times. */
@@ -102,15 +105,18 @@ struct im_conn {
     uint16_t right_count;
 };
 
-/* The name a connection logged in with. Most are short; a long one is apart. */
-union im_user {
-    uint8_t inside[24];
-    uint8_t *apart;
+/* Who a connection logged in as. Most names are short; a long one is apart. */
+struct im_user {
+    union {
+        uint8_t inside[24];
+        uint8_t *apart;
+    };
+    uint64_t device; /* im_receipt_device() */
 };
 
 /* What an idle connection with a subscription costs the core, arrays that have
- * just doubled included; 6 are the heartbeat's. */
-_Static_assert(sizeof(struct im_conn) + sizeof(union im_user) + 6 +
+ * just doubled included; 6 are the heartbeat's, 16 those of two lists. */
+_Static_assert(sizeof(struct im_conn) + sizeof(struct im_user) + 6 + 16 +
                        2 * (sizeof(struct im_sub) + sizeof(struct im_member)) <=
                    200,
                "idle connection");
@@ -155,9 +161,13 @@ struct im_loop {
     bool told;          /* Python has news */
     bool again;         /* the resume list need not wait for Python */
     bool events_full;   /* somebody waits for room in the event queue */
+    bool store_full;    /* ... until the store has written something */
+    bool journalled;    /* the store has news */
+    bool commits_wait;  /* what came back waits for room in the event queue */
+    uint32_t report_ms; /* when cursors were reported last */
 
     struct im_conn *conns;
-    union im_user *users;
+    struct im_user *users;
     uint32_t conn_count; /* slots */
     uint32_t conn_used;  /* slots ever used */
     uint32_t conn_vacant;
@@ -170,12 +180,16 @@ struct im_loop {
     struct im_topics topics;
     struct im_filters filters;
     struct im_rights rights;
+    struct im_cursors cursors;
     struct im_heartbeat heartbeat;
 
     struct im_queue events;   /* to Python */
     struct im_queue commands; /* from Python */
     struct im_queue *relays;  /* from each other thread, by number */
     uint32_t relay_count;
+    struct im_queue journal; /* to the store */
+    struct im_queue commits; /* from the store */
+    uint64_t journal_bytes;  /* of this pool, in the hands of the store */
     struct im_stats stats;
 
     /* Whether the thread sleeps, or is about to: who queues something for it

@@ -19,6 +19,12 @@ struct im_receipt_key {
     uint64_t a, b;
 };
 
+/* The device in a key: a number that is the same after every restart. */
+static inline uint64_t im_receipt_device(struct im_span device)
+{
+    return im_hash(0x646576696365u, device.at, device.len);
+}
+
 struct im_receipt {
     struct im_receipt_key key;
     uint64_t content; /* hash of what was published */

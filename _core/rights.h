@@ -16,9 +16,11 @@
 
 enum im_verdict {
     IM_UNKNOWN = 0,
-    IM_ALLOW = 1,
-    IM_HOOK = 2, /* every message goes to Python first */
-    IM_DENY = 3
+    IM_ALLOW = 1, /* live; DURABLE is refused */
+    IM_HOOK = 2,  /* every message goes to Python first */
+    IM_DENY = 3,
+    IM_KEEP_ASKED = 4, /* to the store where DURABLE asks for it */
+    IM_KEEP = 5        /* to the store, all of them */
 };
 
 struct im_right {

@@ -40,6 +40,13 @@
     X(commands)      /* records from Python */                                 \
     X(relays)        /* messages lent to another thread */                     \
     X(event_waits)   /* a connection waited for room in the event queue */     \
+    X(store_waits)   /* ... or until the store had written something */        \
+    X(journalled)    /* messages handed to the store */                        \
+    X(receipts)      /* ... and found kept by it */                            \
+    X(unkept)        /* ... or refused: conflict, failure */                   \
+    X(acks)          /* acknowledgements taken */                              \
+    X(fed)           /* messages sent from the timeline */                     \
+    X(redelivered)   /* ... once more */                                       \
     X(pool_refusals) /* the message pool was dry */
 
 /* Gauges go up and down. */
@@ -48,7 +55,9 @@
     X(subscriptions)                                                           \
     X(rights)                                                                  \
     X(topics)                                                                  \
-    X(messages) /* messages and buffers taken from the pool */                 \
+    X(cursors)       /* durable subscriptions */                               \
+    X(journal_bytes) /* message memory in the hands of the store */            \
+    X(messages)      /* messages and buffers taken from the pool */            \
     X(pool_spare_bytes)
 
 #define IM_FIELD(name) _Atomic uint64_t name;

@@ -90,8 +90,10 @@ struct im_topic *im_topic_hold(struct im_topics *topics, struct im_span name)
     topic = malloc(sizeof *topic + name.len);
     if (!topic)
         return NULL;
-    *topic = (struct im_topic){
-        .hash = hash, .holds = 1, .name_len = (uint8_t)name.len};
+    *topic = (struct im_topic){.hash = hash,
+                               .holds = 1,
+                               .cursors = IM_NONE,
+                               .name_len = (uint8_t)name.len};
     memcpy(topic->name, name.at, name.len);
     put_slot(topics->slots, topics->slot_count - 1, topic);
     topics->topic_count++;
@@ -127,8 +129,7 @@ void im_topic_drop(struct im_topics *topics, struct im_topic *topic)
     free(topic);
 }
 
-static void count_interest(struct im_topics *topics, uint64_t hash,
-                           uint32_t change)
+void im_topics_count(struct im_topics *topics, uint64_t hash, uint32_t change)
 {
     _Atomic uint32_t *count = &topics->interest[hash & (IM_INTEREST_LEN - 1)];
     uint32_t now = atomic_load_explicit(count, memory_order_relaxed);
@@ -151,6 +152,37 @@ static uint32_t new_sub(struct im_topics *topics)
         topics->sub_room = room;
     }
     return topics->sub_count++;
+}
+
+uint32_t im_topic_attach(struct im_topics *topics, struct im_topic *topic,
+                         uint32_t apart, uint32_t *first)
+{
+    uint32_t sub = new_sub(topics);
+    if (sub == IM_NONE)
+        return IM_NONE;
+    topics->sub_live++;
+    topics->subs[sub] = (struct im_sub){topic, apart | IM_SUB_APART, *first};
+    *first = sub;
+    return sub;
+}
+
+/* Takes a subscription out of the list of its connection. */
+static void unlink_sub(struct im_topics *topics, uint32_t sub, uint32_t *first)
+{
+    while (*first != sub)
+        first = &topics->subs[*first].next;
+    *first = topics->subs[sub].next;
+    topics->subs[sub].next = topics->sub_vacant;
+    topics->sub_vacant = sub;
+    topics->sub_live--;
+}
+
+void im_topic_detach(struct im_topics *topics, uint32_t sub, uint32_t *first)
+{
+    struct im_topic *topic = topics->subs[sub].topic;
+
+    unlink_sub(topics, sub, first);
+    im_topic_drop(topics, topic);
 }
 
 static bool make_room(struct im_topic *topic)
@@ -187,7 +219,7 @@ enum im_status im_topic_join(struct im_topics *topics, struct im_span name,
         (struct im_member){conn, filter, sub};
     topic->holds--; /* from here its members keep it */
     if (topic->member_count == 1)
-        count_interest(topics, topic->hash, 1);
+        im_topics_count(topics, topic->hash, 1);
     return IM_OK;
 }
 
@@ -208,18 +240,12 @@ void im_topic_leave(struct im_topics *topics, uint32_t sub, uint32_t *first)
     struct im_topic *topic = topics->subs[sub].topic;
     uint32_t at = topics->subs[sub].at;
 
-    while (*first != sub)
-        first = &topics->subs[*first].next;
-    *first = topics->subs[sub].next;
-    topics->subs[sub].next = topics->sub_vacant;
-    topics->sub_vacant = sub;
-    topics->sub_live--;
-
+    unlink_sub(topics, sub, first);
     topic->holds++;
     topic->members[at] = topic->members[--topic->member_count];
     if (at < topic->member_count)
         topics->subs[topic->members[at].sub].at = at;
     if (topic->member_count == 0)
-        count_interest(topics, topic->hash, UINT32_MAX);
+        im_topics_count(topics, topic->hash, UINT32_MAX);
     im_topic_drop(topics, topic);
 }

@@ -5,12 +5,14 @@
  * a topic is a dense array of subscribers with the filter of each, so fan-out
  * walks memory in order. Leaving swaps the last subscriber into the gap.
  *
- *   S1  subs[member.sub].topic->members[subs[member.sub].at] is that member.
+ *   S1  subs[member.sub].topic->members[subs[member.sub].at] is that member;
+ *       a subscription that is not a member (cursors.h) stands apart.
  *   S2  a topic exists while it has members or somebody holds it (a kept right
- *       does); its address does not change meanwhile.
- *   S3  interest[b] counts the topics with members whose hash falls on b. Only
- *       the owner writes it; other threads read it to learn whether a message
- *       is worth sending here. Collisions cost a lookup, never a delivery.
+ *       does, and a cursor); its address does not change meanwhile.
+ *   S3  interest[b] counts the topics with members, and those with cursors,
+ *       whose hash falls on b. Only the owner writes it; other threads read it
+ *       to learn whether a message is worth sending here. Collisions cost a
+ *       lookup, never a delivery.
  */
 #pragma once
 
@@ -32,18 +34,21 @@ struct im_topic {
     uint32_t member_count;
     uint32_t member_room;
     uint32_t holds;
-    uint32_t slot; /* in the table */
+    uint32_t slot;    /* in the table */
+    uint32_t cursors; /* first durable subscription, IM_NONE without */
     uint8_t name_len;
     uint8_t name[];
 };
 
-/* One subscription: where its member stands, and the next one of the same
- * connection. */
+/* One subscription: where its member stands, or with IM_SUB_APART which cursor
+ * it has, and the next one of the same connection. */
 struct im_sub {
     struct im_topic *topic;
     uint32_t at;
     uint32_t next;
 };
+
+#define IM_SUB_APART 0x80000000u
 
 struct im_topic_slot {
     uint64_t hash;
@@ -99,6 +104,17 @@ static inline struct im_member *im_sub_member(const struct im_topics *topics,
 
 /* Ends a subscription of the list `*first`; its filter is the caller's. */
 void im_topic_leave(struct im_topics *topics, uint32_t sub, uint32_t *first);
+
+/* For subscriptions that are no members: a place in the connection's list for
+ * a topic that is held, IM_NONE without memory; and its end, which drops the
+ * topic. */
+uint32_t im_topic_attach(struct im_topics *topics, struct im_topic *topic,
+                         uint32_t apart, uint32_t *first);
+void im_topic_detach(struct im_topics *topics, uint32_t sub, uint32_t *first);
+
+/* One topic more, or with UINT32_MAX one less, whose messages this thread
+ * wants (S3). */
+void im_topics_count(struct im_topics *topics, uint64_t hash, uint32_t change);
 
 /* Whether the thread that owns `topics` may have members for a hash. Any
  * thread may ask. */

@@ -29,15 +29,36 @@ EVENT_REFUSED: Final[int]
 #: The last event of every connection that had an EVENT_HELLO. a = close code, 0: the peer went.
 EVENT_CLOSED: Final[int]
 
+#: Messages to be kept are not: a = error code, data = one byte n, n bytes of topic, their u64 ids.
+#: Nobody is paused.
+EVENT_UNKEPT: Final[int]
+#: What keep() was given is kept: connection = its token, data = seq and time, two native u64; or,
+#: with a = error code, it is not.
+EVENT_KEPT: Final[int]
+#: A durable subscription is behind and may be sent more: b = its number, data = acked, sent, room,
+#: three native u64. Answer with feed().
+EVENT_WANT: Final[int]
+#: How far durable subscriptions have got: data = for each native u32 number, u32 0, u64 acked,
+#: u64 sent. Every 500 ms those that changed, and at the end of each.
+EVENT_CURSORS: Final[int]
+#: A NACK; or, once there was one or a redeliver(), an ACK of what had been acknowledged. a = type,
+#: b = number, data = seq, acked, sent, three native u64. Paused: answer with send(..., ENDS_PAUSE).
+EVENT_POSITION: Final[int]
+#: The answer to redeliver(), unless the event queue was full: a = 1 sent, 0 refused; b = number.
+EVENT_REDELIVERED: Final[int]
+
 #: What a command ends besides its own effect: nothing, the pause, or one call of the connection.
 ENDS_NOTHING: Final[int]
 ENDS_PAUSE: Final[int]
 ENDS_CALL: Final[int]
 
-#: Verdicts: publish directly, hand each message to Python, refuse with a code.
+#: Verdicts: publish live and refuse what is to be kept, hand each message to Python, refuse with a
+#: code, keep where the DURABLE flag asks for it, keep all.
 ALLOW: Final[int]
 HOOK: Final[int]
 DENY: Final[int]
+KEEP_ASKED: Final[int]
+KEEP: Final[int]
 
 @final
 class Core:
@@ -81,7 +102,7 @@ class Core:
         """What has happened, in order per connection; at most 256 events a call."""
     def goodbye(self, codec: int, code: int, frame: bytes) -> None:
         """The GOAWAY frame for a close code in one codec; before start(), 64 in all."""
-    def welcome(self, conn: int, user: bytes, frame: bytes) -> None:
+    def welcome(self, conn: int, user: bytes, device: bytes, frame: bytes) -> None:
         """Accept a HELLO: the connection is `user`'s from now on; `frame` is the WELCOME."""
     def send(self, conn: int, frame: bytes, ends: int = ...) -> None:
         """Queue a frame."""
@@ -91,10 +112,35 @@ class Core:
         self, conn: int, topic: bytes, tags: bytes, frame: bytes, ends: int = ...
     ) -> None:
         """Deliver `topic` to the connection, filtered by b"*" or b"a||b"; then send `frame`."""
+    def follow(
+        self,
+        conn: int,
+        number: int,
+        topic: bytes,
+        tags: bytes,
+        cursor: int,
+        window: int,
+        frame: bytes,
+        ends: int = ...,
+    ) -> None:
+        """Deliver what follows `cursor` in the topic, at most `window` messages ahead of the ACKs;
+        0: nothing is acknowledged. Replaces a subscription of the connection to the topic.
+        `number` names this one in events and commands and is never used again."""
+    def feed(self, conn: int, number: int, frames: bytes, last: int, head: int) -> None:
+        """Answer an EVENT_WANT: the messages of the timeline up to `last`, of `head`; those that
+        cannot be read may be missing."""
+    def redeliver(self, conn: int, number: int, frames: bytes, silence_ms: int) -> None:
+        """Send messages again, unless the peer does not read or has been silent for so long; then
+        it is asked for a sign of life."""
+    def advance(self, conn: int, number: int, seq: int) -> None:
+        """Take everything up to `seq`, of what was sent, as acknowledged."""
     def unsubscribe(self, conn: int, topic: bytes, frame: bytes, ends: int = ...) -> None:
         """Stop delivering; then send `frame` unless it is empty."""
     def publish(self, frame: bytes, conn: int = ..., ends: int = ...) -> None:
-        """Route a MESSAGE frame to its subscribers; `conn` is its origin, for NO_ECHO."""
+        """Route a MESSAGE frame to its subscribers, with DURABLE by way of the store; `conn` is
+        its origin, who gets the RECEIPT."""
+    def keep(self, frame: bytes, token: int) -> None:
+        """The same with DURABLE for the program itself: EVENT_KEPT tells what became of it."""
     def broadcast(self, frame: bytes) -> None:
         """Send a MESSAGE frame to every active connection."""
     def revoke(self, conn: int, topic: bytes = ...) -> None:
@@ -137,6 +183,25 @@ class Batch:
         other content (seq 0)."""
     def recall(self, frames: bytes, devices: bytes, clock_ms: int) -> None:
         """Make the publishes in a blob known again. ValueError when it is none."""
+
+@final
+class Journal:
+    """What the clients of a core publish to be kept, for the store's one thread.
+
+    collect() → seal and commit the batch → settle() → clear the batch. `fd` is an event descriptor
+    that is written to when there is news; it stays the caller's. close() before the core stops.
+    """
+
+    def __new__(cls, core: Core, fd: int) -> Journal: ...
+    def collect(self, batch: Batch, bytes_max: int) -> int:
+        """Add what waits to a batch, about so much; returns how many it holds."""
+    def settle(self, batch: Batch, code: int = ...) -> None:
+        """After the flush: receipts and live delivery of what was collected, as the batch says; or
+        refuse all of it with an error code."""
+    def sleeps(self) -> bool:
+        """From now on `fd` is written to. False when something has come meanwhile."""
+    def close(self) -> None:
+        """Take nothing more."""
 
 def checksum(data: bytes) -> int:
     """That of blobs and parts, signed."""

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
 import click
+import msgspec
 
 from imserver import __version__
-from imserver.config import MAKE_A_KEY, Config, ConfigError, check_serve
+from imserver.config import DEFAULT_DATA_DIR, MAKE_A_KEY, Config, ConfigError, check_serve
 from imserver.config_sources import load, to_toml
 from imserver.errors import ImError
 
@@ -126,6 +127,8 @@ def serve(config_path: Path | None, **overrides: Any) -> None:
 
     cli_serve.raise_file_limit()
     config = read_config(config_path, **overrides)
+    if not config.data_dir:
+        config = msgspec.structs.replace(config, data_dir=DEFAULT_DATA_DIR)
     try:
         check_serve(config)
         where = f" --config {config_path}" if config_path else ""
@@ -285,7 +288,7 @@ def store_options(command: F) -> F:
 
 
 def _directory(config_path: Path | None, data_dir: str | None) -> Path:
-    return Path(read_config(config_path, data_dir=data_dir).data_dir)
+    return Path(read_config(config_path, data_dir=data_dir).data_dir or DEFAULT_DATA_DIR)
 
 
 @main.group("store")

@@ -142,7 +142,7 @@ def own_server(where: Placement, threads: str) -> Iterator[Subject]:
     CPU. It ends with this block, and with this process however that ends."""
     environment = {key: at for key, at in os.environ.items() if not key.startswith("IMSERVER_")}
     command = [sys.executable, "-m", "imserver", "serve", "--dev", "--threads", threads]
-    command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]
     libc = ctypes.CDLL(None)  # loaded here: between fork and exec there must be no import
 
     def prepare() -> None:
@@ -151,8 +151,9 @@ def own_server(where: Placement, threads: str) -> Iterator[Subject]:
 
     with (
         tempfile.TemporaryFile("w+") as log,
+        tempfile.TemporaryDirectory(prefix="imserver-bench-") as data_dir,
         subprocess.Popen(
-            command,
+            [*command, data_dir],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

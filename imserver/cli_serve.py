@@ -50,6 +50,7 @@ def serve(config: Config, version: str, config_option: str = "") -> None:
 async def _serve(config: Config, version: str, config_option: str) -> None:
     try:
         from imserver.server import Server
+        from imserver.timeline import StoreError
     except ImportError as error:
         raise CannotServe(f"{error}; `imserver doctor` says what is missing") from error
     stop = _stop_on_signals()
@@ -57,6 +58,8 @@ async def _serve(config: Config, version: str, config_option: str) -> None:
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(server)
+        except StoreError as error:
+            raise CannotServe(str(error)) from error
         except (OSError, MemoryError, ValueError) as error:
             raise CannotServe(_why_not(error, config.listen)) from error
         click.echo(greeting(config, _address_text(server.address), version, config_option))

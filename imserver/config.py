@@ -27,6 +27,8 @@ Millis = Annotated[int, Meta(ge=1, le=86_400_000)]
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"]
 #: Who may: any authenticated user, one whose token says so, one whose name is in the topic, nobody.
 Who = Literal["anyone", "claim", "self", "nobody"]
+#: Which messages are kept: none, those with the DURABLE flag, all.
+Durable = Literal["never", "asked", "always"]
 
 
 class ConfigError(ValueError):
@@ -279,12 +281,22 @@ class Namespace(Section, frozen=True, kw_only=True):
     publish: Who = "nobody"
     #: Who may subscribe.
     subscribe: Who = "nobody"
+    #: Which messages the store keeps: `never`, `asked` (those with the DURABLE flag), `always`.
+    #: Where the server has no store, none.
+    durable: Durable = "never"
+    #: Deliveries of one message to one subscriber before it becomes a dead letter; 0: as in
+    #: `delivery.attempts`.
+    attempts: Annotated[int, Meta(ge=0, le=255)] = 0
+    #: Days after which messages are forgotten; 0: never.
+    keep_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
+    #: Messages a topic keeps, the newest; 0: all.
+    keep_messages: Annotated[int, Meta(ge=0, le=2**40)] = 0
 
 
 DEFAULT_NAMESPACES = (
-    Namespace(prefix="user", publish="claim", subscribe="self"),
-    Namespace(prefix="dm", publish="self", subscribe="self"),
-    Namespace(prefix="group", publish="claim", subscribe="claim"),
+    Namespace(prefix="user", publish="claim", subscribe="self", durable="always"),
+    Namespace(prefix="dm", publish="self", subscribe="self", durable="asked"),
+    Namespace(prefix="group", publish="claim", subscribe="claim", durable="asked"),
     Namespace(prefix="room", publish="claim", subscribe="claim"),
 )
 
@@ -333,8 +345,9 @@ class Config(Section, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:7400"
     #: Address of the HTTP API, for back ends and operators. Without effect until it exists.
     http: str = "127.0.0.1:7480"
-    #: Directory for what must survive. `serve` does not use it yet, `imserver store` does.
-    data_dir: Annotated[str, Meta(min_length=1)] = "data"
+    #: Directory for what must survive. Empty: nothing is kept; but `imserver serve` then uses
+    #: "data".
+    data_dir: str = ""
     #: I/O threads. One moves several hundred thousand messages a second; 0 runs the core inside
     #: the event loop, for tests and small embeddings.
     threads: Annotated[int, Meta(ge=0, le=16)] = 1
@@ -367,6 +380,9 @@ class Config(Section, frozen=True, kw_only=True):
         if len(set(prefixes)) < len(prefixes):
             raise self.error("namespaces", "every namespace has a prefix of its own")
 
+
+#: Where `imserver serve` keeps what must survive, unless it is told.
+DEFAULT_DATA_DIR = "data"
 
 #: How a newcomer gets a first key.
 MAKE_A_KEY = """make a secret and name it:

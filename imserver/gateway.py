@@ -26,6 +26,7 @@ from imserver.auth import Authenticator
 from imserver.config import Config
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.gateway_calls import Calls
+from imserver.gateway_durable import Durability
 from imserver.gateway_frames import Frames
 from imserver.gateway_login import Logins
 from imserver.gateway_orders import Orders
@@ -45,6 +46,7 @@ from imserver.protocol import (
 )
 from imserver.routing import Routing
 from imserver.sessions import Sessions
+from imserver.timeline_sqlite import SqliteTimeline
 
 #: How often expired sessions are looked for: one pass over the table, a millisecond for 20,000.
 SWEEP_S: Final = 1.0
@@ -88,6 +90,7 @@ class Gateway:
         sessions: Sessions,
         hooks: Hooks,
         core: _core.Core | None = None,
+        store: SqliteTimeline | None = None,
     ) -> None:
         self.core = core or make_core(config)
         self.sessions = sessions
@@ -102,6 +105,8 @@ class Gateway:
             config.dev, self.core, self._frames, authenticator, sessions, hooks, self._judging
         )
         self.orders = Orders(self.core, self._frames, authenticator, sessions, routing)
+        self._store = store
+        self.durability = Durability(self.core, sessions, routing, store is not None)
         self._calls = Calls(sessions, routing, self.orders.refresh)
         self._hook_timeout_s = config.limits.hook_timeout_ms / 1000
         self._subscriptions_max = config.limits.subscriptions
@@ -118,6 +123,8 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._is_running = True
         self.core.start()
+        if self._store:
+            self._store.attach(self.core)
         self._loop.add_reader(self.core.fileno(), self.on_events)
         self._sweeping = self._loop.call_later(SWEEP_S, self.on_sweep)
 
@@ -136,9 +143,10 @@ class Gateway:
         await self._hooks.stop()
         await self._closing.join(self._hook_timeout_s)
         await self._closing.stop()
+        self.durability.stop()
         self.core.stop()
         # Its sockets close with the last reference, which must not wait for the collector.
-        del self.core, self.logins, self.orders, self._calls
+        del self.core, self.logins, self.orders, self.durability, self._calls
 
     def leave(self) -> None:
         """Take nobody new, and ask those who are here to come back later."""
@@ -231,7 +239,7 @@ class Gateway:
         elif self._hooks.judges_messages(topic):
             self.core.decide(conn, data, _core.HOOK)
         else:
-            self.core.decide(conn, data, _core.ALLOW)
+            self.core.decide(conn, data, self.durability.verdict(topic))
 
     def on_message(self, conn: int, _a: int, _b: int, data: bytes) -> None:
         session = self._session(conn)
@@ -262,13 +270,19 @@ class Gateway:
         error = publication.error
         if not error and not self._routing.may_publish(session.user, session.rights, message.topic):
             error = ImError(ErrorCode.FORBIDDEN, id=message.id, topic=message.topic)
-        if error:
-            self._refuse(session, 0, error, _core.ENDS_CALL)
-        elif self._is_here(session):
-            self.core.publish(publication.frame, session.conn, _core.ENDS_CALL)
+        try:
+            if error:
+                raise error
+            frame = self.durability.marked(publication.frame, message.topic)
+        except ImError as refusal:
+            refusal.id, refusal.topic = message.id, message.topic
+            self._refuse(session, 0, refusal, _core.ENDS_CALL)
+            return
+        if self._is_here(session):
+            self.core.publish(frame, session.conn, _core.ENDS_CALL)
         elif self._is_running:
             # Who said something and left has said it all the same.
-            self.core.publish(publication.frame)
+            self.core.publish(frame)
 
     def on_refused(self, conn: int, code: int, request: int, data: bytes) -> None:
         session = self._session(conn)
@@ -277,6 +291,12 @@ class Gateway:
         topic = data[8:].decode(errors="replace")
         error = ImError(code, id=int.from_bytes(data[:8]), topic=topic)
         self._refuse(session, request, error, _core.ENDS_PAUSE)
+
+    def on_unkept(self, conn: int, code: int, _b: int, data: bytes) -> None:
+        self.durability.on_unkept(conn, code, data)
+
+    def on_kept(self, token: int, code: int, _b: int, data: bytes) -> None:
+        self.durability.on_kept(token, code, data)
 
     def on_closed(self, conn: int, code: int, _b: int, _data: bytes) -> None:
         self.logins.forget(conn)
@@ -361,6 +381,8 @@ _HANDLERS: Final[dict[int, Callable[[Gateway, int, int, int, bytes], None]]] = {
     _core.EVENT_MESSAGE: Gateway.on_message,
     _core.EVENT_REFUSED: Gateway.on_refused,
     _core.EVENT_CLOSED: Gateway.on_closed,
+    _core.EVENT_UNKEPT: Gateway.on_unkept,
+    _core.EVENT_KEPT: Gateway.on_kept,
 }
 
 _FRAME_HANDLERS: Final[dict[int, Callable[[Gateway, Session, int, Any], None]]] = {

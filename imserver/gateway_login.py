@@ -143,7 +143,7 @@ class Logins:
             self._reject(session.conn, session.codec, request, error, CloseCode.RESTART)
             return
         frame = self._frames.welcome(session, request, int(time.time() * 1000))
-        self._core.welcome(session.conn, session.user.encode(), frame)
+        self._core.welcome(session.conn, session.user.encode(), session.device.encode(), frame)
         replaced = self._sessions.open(session)
         if replaced:
             self._core.close(replaced.conn, CloseCode.REPLACED)

@@ -19,7 +19,7 @@ Not here: what a topic may look like (names), tokens (auth), who has been told (
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from imserver.config import DEFAULT_NAMESPACES, Namespace, Who
+from imserver.config import DEFAULT_NAMESPACES, Durable, Namespace, Who
 from imserver.errors import ErrorCode, ImError
 from imserver.model_session import Rights, matches
 from imserver.names import check_identifier
@@ -40,17 +40,28 @@ class Routing:
     ) -> None:
         self._policies = {namespace.prefix: namespace for namespace in namespaces}
         if dev:
-            self._policies["room"] = Namespace(prefix="room", publish="anyone", subscribe="anyone")
+            self._policies["room"] = Namespace(
+                prefix="room", publish="anyone", subscribe="anyone", durable="asked"
+            )
         self._denied: dict[str, set[str]] = {}
         self._denials = 0
 
     def may_publish(self, user: str, rights: Rights, topic: str) -> bool:
-        policy = self._policies.get(topic.partition(":")[0])
+        policy = self.policy(topic)
         return policy is not None and self._may(policy.publish, rights.publish, user, topic)
 
     def may_subscribe(self, user: str, rights: Rights, topic: str) -> bool:
-        policy = self._policies.get(topic.partition(":")[0])
+        policy = self.policy(topic)
         return policy is not None and self._may(policy.subscribe, rights.subscribe, user, topic)
+
+    def policy(self, topic: str) -> Namespace | None:
+        """That of the topic's namespace; None where there is none."""
+        return self._policies.get(topic.partition(":")[0])
+
+    def durable(self, topic: str) -> Durable:
+        """Which messages of a topic are to be kept."""
+        policy = self.policy(topic)
+        return policy.durable if policy else "never"
 
     def _may(self, who: Who, granted: tuple[str, ...], user: str, topic: str) -> bool:
         if topic.startswith("$") or not is_addressable(topic) or self.is_denied(user, topic):

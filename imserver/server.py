@@ -19,6 +19,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -36,9 +37,17 @@ from imserver.hooks import (
     check_pattern,
 )
 from imserver.model import CODECS, encode_value
-from imserver.protocol import check_identifier, check_tag, check_topic, encode_message
+from imserver.protocol import (
+    DURABLE,
+    Receipt,
+    check_identifier,
+    check_tag,
+    check_topic,
+    encode_message,
+)
 from imserver.routing import Routing
 from imserver.sessions import MemorySessions, Sessions
+from imserver.timeline_sqlite import SqliteTimeline
 
 #: Connections that the kernel has completed and we have not accepted: the first moments of a
 #: login storm. The kernel lowers it to net.core.somaxconn.
@@ -52,6 +61,9 @@ LOOK_S: Final = 0.02
 
 #: After so many publications in a row the other tasks of the program have their turn.
 PUBLICATIONS_A_TURN: Final = 64
+
+#: How long the program waits for the disk.
+KEEP_TIMEOUT_S: Final = 30.0
 
 #: The topic of broadcasts. No client can publish or subscribe to it.
 BROADCAST_TOPIC: Final = "$broadcast"
@@ -79,6 +91,7 @@ class Server:
         self._hooks = Hooks(limits.hook_timeout_ms, limits.call_timeout_ms)
         self._authenticator = Authenticator(self.config.auth)
         self._routing = Routing(self.config.namespaces, dev=self.config.dev)
+        self._store: SqliteTimeline | None = None
         self._gateway: Gateway | None = None
         self._address: tuple[str, int] | None = None
         self._published = 0
@@ -121,18 +134,26 @@ class Server:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen. What `async with` calls."""
+        """Open the store where there is one, and listen. What `async with` calls."""
         if self._address is not None:
             raise RuntimeError("a Server starts once; make another one")
         listener = await open_listener(self.config.listen)
         try:
             self._address = listener.getsockname()[:2]
+            if self.config.data_dir:
+                self._store = await SqliteTimeline.open(Path(self.config.data_dir))
             gateway = Gateway(
-                self.config, self._authenticator, self._routing, self.sessions, self._hooks
+                self.config,
+                self._authenticator,
+                self._routing,
+                self.sessions,
+                self._hooks,
+                store=self._store,
             )
             gateway.start()
         except BaseException:
             listener.close()
+            await self._close_store()
             raise
         gateway.orders.listen(listener.detach())
         self._gateway = gateway
@@ -157,7 +178,14 @@ class Server:
             gateway.orders.unlisten()
             await self._close_all(gateway)
         finally:
+            # While the gateway still listens to the core: what comes back has to be taken.
+            await self._close_store()
             await gateway.stop()
+
+    async def _close_store(self) -> None:
+        store, self._store = self._store, None
+        if store:
+            await store.close()
 
     async def _close_all(self, gateway: Gateway) -> None:
         if not self.sessions:
@@ -174,6 +202,11 @@ class Server:
             raise RuntimeError("the server has not been started")
         return self._address
 
+    @property
+    def failure(self) -> str:
+        """Why the server is not fit for work (readiness): the store has stopped. Else empty."""
+        return self._store.failure if self._store else ""
+
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name; docs/operations.md explains each."""
         gateway = self._running()
@@ -189,18 +222,35 @@ class Server:
         sender: str = SERVER,
         codec: str | None = None,
         id: int = 0,
-    ) -> None:
+        durable: bool = False,
+    ) -> Receipt | None:
         """Deliver a message to the subscribers of a topic, whatever routing says of it.
 
         `body`: bytes stay as they are; other values are encoded by `codec`, by default "json".
         `sender` is a user or a name beginning with "$", like tags. ValueError for what the
-        codec cannot carry.
+        codec cannot carry. With `durable`, and where the topic keeps everything, returns when
+        the disk has the message, with its receipt; ImError 507 where the topic or the server
+        keeps nothing or the store has failed, 503 with too many under way, 408 after
+        KEEP_TIMEOUT_S: then nobody knows.
         """
         gateway = self._running()
-        gateway.orders.publish(self._message(check_topic(topic), body, tag, sender, codec, id))
+        frame = self._message(check_topic(topic), body, tag, sender, codec, id, durable)
+        frame = gateway.durability.marked(frame, topic)
+        if frame[5] & DURABLE:
+            return await self._kept(gateway.durability.keep(frame, id, topic), id, topic)
+        gateway.orders.publish(frame)
         self._published += 1
         if self._published % PUBLICATIONS_A_TURN == 0:
             await asyncio.sleep(0)
+        return None
+
+    async def _kept(self, receipt: "asyncio.Future[Receipt]", id: int, topic: str) -> Receipt:
+        try:
+            async with asyncio.timeout(KEEP_TIMEOUT_S):
+                return await receipt
+        except TimeoutError:
+            text = "the disk did not answer in time"
+            raise ImError(ErrorCode.TIMEOUT, text, id=id, topic=topic) from None
 
     async def broadcast(
         self, body: Any, tag: str = "", *, sender: str = SERVER, codec: str | None = None
@@ -238,7 +288,14 @@ class Server:
         return self._gateway
 
     def _message(
-        self, topic: str, body: Any, tag: str, sender: str, codec: str | None, id: int
+        self,
+        topic: str,
+        body: Any,
+        tag: str,
+        sender: str,
+        codec: str | None,
+        id: int,
+        durable: bool = False,
     ) -> bytes:
         check_tag(tag.removeprefix("$"))
         check_identifier(sender.removeprefix("$"))
@@ -246,7 +303,8 @@ class Server:
         if name not in CODECS:
             raise ValueError(f"codecs are {', '.join(CODECS)}, not {name!r}")
         data = body if isinstance(body, bytes) else encode_value(body, CODECS[name])
-        frame = encode_message(topic, sender, data, tag=tag, codec=CODECS[name], id=id)
+        flags = DURABLE if durable else 0
+        frame = encode_message(topic, sender, data, tag=tag, codec=CODECS[name], id=id, flags=flags)
         if len(frame) > self.config.limits.max_frame_bytes:
             text = f"a frame of {len(frame)} bytes; clients take max_frame_bytes"
             raise ImError(ErrorCode.TOO_LARGE, text)

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import apsw
 
+from imserver._core import Core
 from imserver.timeline import (
     PAGE_BYTES,
     PAGE_FRAMES,
@@ -68,6 +69,11 @@ class SqliteTimeline:
     def damage(self) -> list[str]:
         """What could not be read since the store was opened."""
         return list(self._store.damage)
+
+    def attach(self, core: Core) -> None:
+        """Keep from now on what the clients of this core publish. Once; `close` before the core
+        stops."""
+        self._writer.attach(core)
 
     def append(self, frames: bytes, device: str = "") -> "Future[Appended]":
         return self._writer.put(frames, device.encode())

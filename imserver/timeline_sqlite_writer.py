@@ -1,16 +1,20 @@
 """The writer thread: what waits is one commit, and is answered when the disk has it.
 
+Two queues end here: what Python asks for, and the journal, in which the I/O threads put what
+clients publish (`attach`). One commit takes what both hold.
+
 Nobody waits for company: the thread commits whatever has gathered while the last flush ran, so a
 lone message is under way at once and batches grow by themselves as traffic does. What is handed
 out has been flushed; after a failed write, commit or flush nothing is tried again and nothing
 more is written, not even at the end (T5): a second fsync would succeed and have lost the pages.
 
-    W1  a future is resolved after the COMMIT that holds its work has returned, in the order of
-        the calls, by one crossing into the event loop a commit.
+    W1  a future is resolved, and a receipt sent, after the COMMIT that holds its work has
+        returned, in the order of the calls; for Python by one crossing a commit.
     W2  the writing connection is touched by this thread alone, checkpoints included.
 """
 
 import asyncio
+import os
 import threading
 from asyncio import AbstractEventLoop, Future
 from collections import deque
@@ -20,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from imserver._core import Batch, checksum
+from imserver._core import Batch, Core, Journal, checksum
 from imserver.errors import ErrorCode, ImError
 from imserver.timeline import DEDUPE_MAX, DEDUPE_MS, Appended, full, is_full, stopped
 from imserver.timeline_sqlite_schema import Clock, Store, rows
@@ -63,7 +67,9 @@ class Writer:
         self._jobs: deque[Job] = deque()
         self._waiting_bytes = 0
         self._is_closing = False
-        self._changed = threading.Condition()
+        self._journal: Journal | None = None
+        self._lock = threading.Lock()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._hopeful: list[Future[None]] = []  # who waits for room
         self._log_pages = 0
         self._batch = Batch(seed=store.seed, receipts=DEDUPE_MAX, window_ms=DEDUPE_MS)
@@ -80,18 +86,24 @@ class Writer:
     ) -> "Future[Any]":
         """Queue a job, or refuse it."""
         job = Job(self._loop.create_future(), frames, device, change)
-        with self._changed:
+        with self._lock:
             self._check()
             if is_full(self._waiting_bytes):
                 raise full()
             self._waiting_bytes += job.size
             self._jobs.append(job)
-            self._changed.notify()
+        os.eventfd_write(self._wake_fd, 1)
         return job.future
+
+    def attach(self, core: Core) -> None:
+        """Keep from now on what the clients of a core publish. Once, and `close` before the core
+        stops."""
+        self._journal = Journal(core, self._wake_fd)
+        os.eventfd_write(self._wake_fd, 1)
 
     async def room(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 self._check()
                 if not is_full(self._waiting_bytes):
                     return
@@ -101,10 +113,13 @@ class Writer:
 
     async def close(self) -> None:
         """Commit what waits and end the thread."""
-        with self._changed:
+        with self._lock:
             self._is_closing = True
-            self._changed.notify()
+        os.eventfd_write(self._wake_fd, 1)
         await asyncio.to_thread(self._thread.join)
+        if self._journal:
+            self._journal.close()
+        os.close(self._wake_fd)
         self._tables.close()
 
     def _check(self) -> None:
@@ -114,7 +129,7 @@ class Writer:
             raise stopped("it was closed")
 
     def _resolve(self, jobs: list[Job], results: list[Any]) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting_bytes -= sum(job.size for job in jobs)
         for job, result in zip(jobs, results, strict=True):
             if job.future.done():
@@ -131,35 +146,59 @@ class Writer:
     # In the thread
 
     def _run(self) -> None:
-        while jobs := self._take():
+        if self._commit_all():
+            self._settle(self._store.settle)
+
+    def _commit_all(self) -> bool:
+        """Commit after commit until it is time to end. False after a failure: from then on all
+        that comes is refused."""
+        while (jobs := self._gather()) is not None:
             try:
                 results = self._write(jobs)
                 self._flush()
             except Exception as error:
                 self._fail(error, jobs)
-                return
+                break
+            if self._journal:
+                self._journal.settle(self._batch)
             self._hand_out(jobs, results)
             if self._log_pages >= CHECKPOINT_PAGES and not self._settle(self._checkpoint):
-                return
-        self._settle(self._store.settle)
+                break
+        else:
+            return True
+        while self._journal:
+            self._journal.settle(self._batch, ErrorCode.NOT_DURABLE)
+            if self._gather() is None:
+                break
+        return False
+
+    def _gather(self) -> list[Job] | None:
+        """Wait for something to do, at most a commit full: jobs, and in the batch what clients
+        published. None when it is time to end."""
+        self._batch.clear()
+        while True:
+            with self._lock:
+                jobs, is_closing = self._take(), self._is_closing
+            journal = self._journal
+            if (journal and journal.collect(self._batch, COMMIT_BYTES)) or jobs:
+                return jobs
+            if is_closing:
+                return None
+            if journal is None or journal.sleeps():
+                os.eventfd_read(self._wake_fd)
 
     def _take(self) -> list[Job]:
-        """What has gathered, at most a commit full; nothing when it is time to end."""
-        with self._changed:
-            while not self._jobs and not self._is_closing:
-                self._changed.wait()
-            jobs: list[Job] = []
-            size = 0
-            while self._jobs and (not jobs or size + len(self._jobs[0].frames) <= COMMIT_BYTES):
-                job = self._jobs.popleft()
-                size += len(job.frames)
-                jobs.append(job)
-            return jobs
+        jobs: list[Job] = []
+        size = 0
+        while self._jobs and (not jobs or size + len(self._jobs[0].frames) <= COMMIT_BYTES):
+            job = self._jobs.popleft()
+            size += len(job.frames)
+            jobs.append(job)
+        return jobs
 
     def _write(self, jobs: list[Job]) -> list[Any]:
         """One transaction, up to its COMMIT. Refusals are results."""
         self._store.connection.execute("BEGIN IMMEDIATE")
-        self._batch.clear()
         results: list[Any] = [None] * len(jobs)
         added = []
         for number, job in enumerate(jobs):
@@ -167,7 +206,7 @@ class Writer:
                 results[number] = refusal = self._add(job)
                 if refusal is None:
                     added.append(number)
-        if added:
+        if added or self._batch.topics():
             self._tables.append(self._batch, self._clock.wall_ms(), self._clock.steady_ms())
             for number, block in zip(added, self._batch.added(), strict=True):
                 results[number] = Appended(*block)
@@ -214,7 +253,7 @@ class Writer:
 
     def _fail(self, error: Exception, jobs: list[Job]) -> None:
         """T5, for those in the commit and those behind it."""
-        with self._changed:
+        with self._lock:
             self.failure = f"{type(error).__name__}: {error}"
             jobs = [*jobs, *self._jobs]
             self._jobs.clear()

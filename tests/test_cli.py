@@ -102,7 +102,6 @@ def test_wrong_use_is_2(run: Run, arguments: list[str]) -> None:
         (["serve", "--dev", "--threads", "many"], "threads (from the command line)"),
         (["serve", "--dev", "--threads", "17"], "<= 16"),
         (["serve", "--dev", "--listen", "7400"], "host:port"),
-        (["serve", "--dev", "--data", ""], "data_dir"),
         (["serve", "--config", "/nowhere.toml"], "/nowhere.toml"),
         (["config", "check"], "without a key"),
         (["config", "check", "--dev", "--listen", "[::]:1"], "loopback"),

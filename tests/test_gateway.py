@@ -99,7 +99,7 @@ class FakeCore:
         events, self.events = self.events, []
         return Batch(events, self.buried)
 
-    def welcome(self, conn: int, user: bytes, frame: bytes) -> None:
+    def welcome(self, conn: int, user: bytes, device: bytes, frame: bytes) -> None:
         if self._hears(conn, "welcome"):
             self._end(conn, "pause", "HELLO")
             self.users[conn] = user.decode()

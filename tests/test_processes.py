@@ -25,7 +25,7 @@ WAIT_S = 30.0
 class Process:
     """A program on a pseudo-terminal, read until a pattern shows."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str) -> None:
         self.terminal, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [*IMSERVER, *arguments],
@@ -34,6 +34,7 @@ class Process:
             stderr=theirs,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C is a signal
+            cwd=directory,
             env=os.environ | {"TERM": "dumb", "COLUMNS": "120"},
         )
         os.close(theirs)
@@ -76,11 +77,11 @@ class Process:
 
 
 @pytest.fixture
-def run() -> Iterator[type[Process]]:
+def run(tmp_path: Path) -> Iterator[type[Process]]:
     started: list[Process] = []
 
     def start(*arguments: str) -> Process:
-        started.append(Process(*arguments))
+        started.append(Process(tmp_path, *arguments))
         return started[-1]
 
     yield start  # type: ignore[misc]

@@ -76,7 +76,7 @@ class Caller:
         self.core.listen(listener.detach())
         self.client.sendall(encode_frame(FrameType.HELLO, BODIES[FrameType.HELLO], CODEC_JSON, 1))
         (hello,) = self.events(1)
-        self.core.welcome(hello[1], b"bench-1", self.answer)
+        self.core.welcome(hello[1], b"bench-1", b"default", self.answer)
         call = encode_frame(FrameType.CALL, Call("ping", {}), CODEC_JSON, 2)
         self.calls = call * CALLS
 

@@ -60,6 +60,7 @@ def _configured(auth: Auth, address: tuple[str, int]) -> Iterator[tuple[Path, Ad
     lines += ["[[auth.keys]]", 'algorithm = "HS256"', f'secret = "{secret}"']
     with tempfile.TemporaryDirectory(prefix="imserver-bench-") as directory:
         config = Path(directory) / "imserver.toml"
+        lines.insert(0, f'data_dir = "{directory}/data"')
         config.write_text("\n".join(lines) + "\n")
         config.chmod(0o600)
         yield config, frames(_tokens(secret) if auth == "jwt" else by_name)
