@@ -182,6 +182,27 @@ class Drain(Section, frozen=True, kw_only=True):
     spread_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 5_000
 
 
+class Delivery(Section, frozen=True, kw_only=True):
+    """How long an acknowledgement is waited for, and what follows when none comes."""
+
+    path: ClassVar[str] = "delivery"
+
+    #: Time a durable subscription has to acknowledge anything before all that is outstanding is
+    #: sent again. Longer than a phone's pause between networks would be too long for a person.
+    ack_wait_ms: Millis = 5_000
+    #: Where the wait between redeliveries stops to double. Five minutes cost a message an hour
+    #: that nobody takes little, and somebody who comes back not much.
+    backoff_max_ms: Millis = 300_000
+    #: How often a message is sent before it becomes a dead letter. A namespace may say another.
+    attempts: Annotated[int, Meta(ge=1, le=255)] = 8
+    #: How long dead letters are kept. A month shows what went wrong while somebody was away.
+    dead_days: Annotated[int, Meta(ge=1, le=3_650)] = 30
+
+    def check(self) -> None:
+        if self.ack_wait_ms > self.backoff_max_ms:
+            raise self.error("ack_wait_ms", "is at most delivery.backoff_max_ms")
+
+
 class Key(Section, frozen=True, kw_only=True):
     """One key that signs tokens. A token can choose among keys (`kid`), never an algorithm."""
 
@@ -362,6 +383,7 @@ class Config(Section, frozen=True, kw_only=True):
     limits: Limits = field(default_factory=Limits)
     reconnect: Reconnect = field(default_factory=Reconnect)
     drain: Drain = field(default_factory=Drain)
+    delivery: Delivery = field(default_factory=Delivery)
     auth: Auth = field(default_factory=Auth)
     #: The namespaces there are. A list of your own replaces this one; topics outside are refused.
     namespaces: tuple[Namespace, ...] = DEFAULT_NAMESPACES

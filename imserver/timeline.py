@@ -94,8 +94,9 @@ class Cursor(NamedTuple):
 class DeadLetter(NamedTuple):
     """A message that one subscriber did not get in all its attempts.
 
-    `is_taken` while it is on its way once more (`take_dead`). `id` is the store's number for it,
-    0 before there is one; there is one letter for each (user, device, topic, seq).
+    `is_taken` while it is on its way once more (`take_dead`), or set aside before its attempts
+    have been used up. `id` is the store's number for it, 0 before there is one; there is one
+    letter for each (user, device, topic, seq).
     """
 
     user: str
@@ -173,9 +174,9 @@ class Timeline(Protocol):
 
     async def put_dead(
         self, letters: Collection[DeadLetter], cursors: Collection[Cursor] = ()
-    ) -> None:
-        """Keep dead letters and move cursors past them, both or neither. A letter that was taken
-        is replaced by the new one."""
+    ) -> list[int]:
+        """Keep dead letters, taken or not, and move cursors past them, both or neither; their
+        ids. One there was before is replaced, and keeps its id."""
 
     async def dead(
         self, *, topic: str = "", user: str = "", after: int = 0, limit: int = 100
@@ -183,8 +184,14 @@ class Timeline(Protocol):
         """Dead letters by their ids, those behind `after`; of one topic or user, where given."""
 
     async def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
-        """Mark letters as under way again and return them, without those that are already. They
-        stay in the store until `drop_dead` (delivered) or `put_dead` (failed again)."""
+        """Mark letters as under way again, their attempts counted from 0, and return them,
+        without those that are already. They stay in the store until `drop_dead` (delivered) or
+        `put_dead` (failed again)."""
+
+    async def aside(
+        self, user: str, device: str, topic: str, after: int = 0, limit: int = 100
+    ) -> list[DeadLetter]:
+        """The taken letters of one subscriber by their ids, those behind `after`."""
 
     async def drop_dead(self, ids: Iterable[int]) -> int:
         """Delete letters; how many there were."""

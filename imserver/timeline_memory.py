@@ -196,14 +196,17 @@ class MemoryTimeline:
 
     async def put_dead(
         self, letters: Collection[DeadLetter], cursors: Collection[Cursor] = ()
-    ) -> None:
+    ) -> list[int]:
         self._check()
+        ids = []
         for letter in letters:
             same = [n for n, other in self._dead.items() if other[:4] == letter[:4]]
             self._last_dead += not same
             id = same[0] if same else self._last_dead
-            self._dead[id] = letter._replace(id=id, is_taken=False)
+            self._dead[id] = letter._replace(id=id)
+            ids.append(id)
         await self.put_cursors(cursors)
+        return ids
 
     async def dead(
         self, *, topic: str = "", user: str = "", after: int = 0, limit: int = 100
@@ -221,9 +224,19 @@ class MemoryTimeline:
         for id in sorted(set(ids)):
             letter = self._dead.get(id)
             if letter and not letter.is_taken:
-                self._dead[id] = letter._replace(is_taken=True)
+                self._dead[id] = letter._replace(is_taken=True, attempts=0)
                 taken.append(self._dead[id])
         return taken
+
+    async def aside(
+        self, user: str, device: str, topic: str, after: int = 0, limit: int = 100
+    ) -> list[DeadLetter]:
+        found = [
+            letter
+            for id, letter in sorted(self._dead.items())
+            if letter[:3] == (user, device, topic) and letter.is_taken and id > after
+        ]
+        return found[:limit]
 
     async def drop_dead(self, ids: Iterable[int]) -> int:
         self._check()

@@ -138,8 +138,9 @@ class SqliteTimeline:
 
     async def put_dead(
         self, letters: Collection[DeadLetter], cursors: Collection[Cursor] = ()
-    ) -> None:
-        await self._change(lambda tables: tables.put_dead(letters, cursors))
+    ) -> list[int]:
+        ids: list[int] = await self._change(lambda tables: tables.put_dead(letters, cursors))
+        return ids
 
     async def dead(
         self, *, topic: str = "", user: str = "", after: int = 0, limit: int = 100
@@ -156,6 +157,18 @@ class SqliteTimeline:
     async def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
         taken: list[DeadLetter] = await self._change(lambda tables: tables.take_dead(ids))
         return taken
+
+    async def aside(
+        self, user: str, device: str, topic: str, after: int = 0, limit: int = 100
+    ) -> list[DeadLetter]:
+        sql = (
+            f"{DEAD} WHERE user = ? AND device = ? AND name = ? AND taken = 1 AND dead.id > ?"
+            " ORDER BY dead.id LIMIT ?"
+        )
+        values = (user, device, topic.encode(), after, limit)
+        return await self._reader.run(
+            lambda connection: [letter(row) for row in rows(connection, sql, values)]
+        )
 
     async def drop_dead(self, ids: Iterable[int]) -> int:
         return int(await self._change(lambda tables: tables.drop_dead(ids)))

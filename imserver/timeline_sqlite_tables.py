@@ -184,20 +184,28 @@ class Tables:
             [(c.user, c.device, self.topic(c.topic.encode()).id, c.seq) for c in cursors],
         )
 
-    def put_dead(self, letters: Collection[DeadLetter], cursors: Collection[Cursor]) -> None:
-        self._connection.executemany(
-            "INSERT INTO dead (user, device, topic, seq, reason, attempts, time_ms, frame)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user, device, topic, seq) DO UPDATE"
-            " SET reason = excluded.reason, attempts = excluded.attempts,"
-            " time_ms = excluded.time_ms, frame = excluded.frame, taken = 0",
-            [(d.user, d.device, self.topic(d.topic.encode()).id, *d[3:8]) for d in letters],
+    def put_dead(self, letters: Collection[DeadLetter], cursors: Collection[Cursor]) -> list[int]:
+        sql = (
+            "INSERT INTO dead (user, device, topic, seq, reason, attempts, time_ms, frame, taken)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user, device, topic, seq) DO UPDATE"
+            " SET reason = excluded.reason, attempts = excluded.attempts, frame = excluded.frame,"
+            " time_ms = excluded.time_ms, taken = excluded.taken RETURNING id"
         )
+        ids = []
+        for d in letters:
+            topic = self.topic(d.topic.encode()).id
+            row = (d.user, d.device, topic, *d[3:8], d.is_taken)
+            ((id,),) = rows(self._connection, sql, row)
+            ids.append(int(id))
         self.put_cursors(cursors, back=False)
+        return ids
 
     def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
         taken: list[DeadLetter] = []
         for id in sorted(set(ids)):
-            self._connection.execute("UPDATE dead SET taken = 1 WHERE id = ? AND taken = 0", (id,))
+            self._connection.execute(
+                "UPDATE dead SET taken = 1, attempts = 0 WHERE id = ? AND taken = 0", (id,)
+            )
             if self._connection.changes():
                 taken += map(letter, rows(self._connection, f"{DEAD} WHERE dead.id = ?", (id,)))
         return taken

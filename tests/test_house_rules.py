@@ -25,6 +25,7 @@ ROWS = [
     {"bodies"},
     {"protocol"},
     {"auth", "routing", "sessions", "hooks", "timeline"},
+    {"delivery"},
     {"gateway"},
     {"server", "client"},
     {"cli", "__init__"},
