@@ -19,7 +19,8 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from imserver.config import Config, ConfigError, Key, Section, broken_rule, hints
+from imserver.config import Config, Key
+from imserver.config_section import ConfigError, Section, broken_rule, hints
 
 PREFIX = "IMSERVER_"
 #: Variables with our prefix that are options of single commands.

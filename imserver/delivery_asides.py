@@ -192,7 +192,7 @@ class Asides:
         for seq in seqs:
             if aside := follower.asides.get(seq):
                 aside.sent += sent
-                wait_s = self._means.wait_s(aside.sent) if sent else self._means.ack_wait_s
+                wait_s = self._means.wait_s(aside.sent) if sent else self._means.again_s
                 self._plan(follower, seq, wait_s)
 
     def forget(self, follower: Follower) -> None:

@@ -58,6 +58,12 @@ class Means:
     def ack_wait_s(self) -> float:
         return self.settings.ack_wait_ms / 1000
 
+    @property
+    def again_s(self) -> float:
+        """The pause after a refused redelivery. The core has asked the peer for a sign of life;
+        while that is fresh, the next one is taken."""
+        return self.ack_wait_s / 4
+
     def wait_s(self, rounds: int) -> float:
         """How long an acknowledgement is waited for after so many rounds: the upper end doubles
         with each, and chance decides between it and ack_wait (full jitter)."""

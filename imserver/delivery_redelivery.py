@@ -153,7 +153,7 @@ class Redelivery:
     def answered(self, follower: Follower, flight: Flight, sent: bool) -> None:
         """Whether a page of a round was sent."""
         if not sent:
-            self._end_round(follower, self._means.ack_wait_s)
+            self._end_round(follower, self._means.again_s)
             return
         follower.round_at = flight.upto
         if follower.acked > follower.round_from or flight.upto >= follower.armed:

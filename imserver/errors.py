@@ -37,6 +37,7 @@ class ErrorCode(IntEnum):
     NOT_FOUND = 404, "client", False, "no such frame type, method, topic or subscription"
     TIMEOUT = 408, "server", True, "no answer in time; whether it was done is unknown"
     CONFLICT = 409, "client", False, "it contradicts something that already stands"
+    LOST = 410, "server", False, "messages that were kept cannot be read any more"
     TOO_LARGE = 413, "client", False, "larger than the limit that WELCOME named"
     CODEC_UNAVAILABLE = 415, "client", False, "this server does not speak that codec"
     BAD_BODY = 422, "client", False, "the body, or a name in it, breaks its rules"

@@ -21,16 +21,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from imserver import _core, gateway_frames
+from imserver import _core
 from imserver.auth import Authenticator
 from imserver.config import Config
 from imserver.errors import CloseCode, ErrorCode, ImError
+from imserver.gateway_answers import Answers
 from imserver.gateway_calls import Calls
 from imserver.gateway_durable import Durability
+from imserver.gateway_followers import Followers
 from imserver.gateway_frames import Frames
 from imserver.gateway_login import Logins
 from imserver.gateway_orders import Orders
-from imserver.gateway_tasks import Tasks, Work
+from imserver.gateway_subscriptions import Subscriptions
+from imserver.gateway_tasks import Tasks
 from imserver.hooks import Hooks, Publication
 from imserver.model_session import NEVER, Session
 from imserver.protocol import (
@@ -38,7 +41,6 @@ from imserver.protocol import (
     FrameType,
     Subscribe,
     Unsubscribe,
-    check_tags,
     check_topic,
     codec_of,
     decode_body,
@@ -104,13 +106,26 @@ class Gateway:
         self.logins = Logins(
             config.dev, self.core, self._frames, authenticator, sessions, hooks, self._judging
         )
-        self.orders = Orders(self.core, self._frames, authenticator, sessions, routing)
+        self.answers = Answers(self.core, sessions)
         self._store = store
         self.durability = Durability(self.core, sessions, routing, store is not None)
+        self.followers = Followers(config, self.core, sessions, routing, store) if store else None
+        self.subscriptions = Subscriptions(
+            self.core,
+            sessions,
+            routing,
+            hooks,
+            self.answers,
+            self._judging,
+            self.durability,
+            self.followers,
+            most=config.limits.subscriptions,
+        )
+        self.orders = Orders(
+            self.core, self._frames, authenticator, sessions, routing, self.subscriptions
+        )
         self._calls = Calls(sessions, routing, self.orders.refresh)
         self._hook_timeout_s = config.limits.hook_timeout_ms / 1000
-        self._subscriptions_max = config.limits.subscriptions
-        self._is_running = False
 
     # Life
 
@@ -121,18 +136,24 @@ class Gateway:
         self._hooks.batches.finish = self.on_finished
         self._hooks.on_change = self.orders.forget_verdicts
         self._loop = asyncio.get_running_loop()
-        self._is_running = True
+        self.answers.is_running = True
         self.core.start()
-        if self._store:
+        if self._store and self.followers:
             self._store.attach(self.core)
+            self.followers.start()
         self._loop.add_reader(self.core.fileno(), self.on_events)
         self._sweeping = self._loop.call_later(SWEEP_S, self.on_sweep)
 
+    async def settle(self) -> None:
+        """Before the store closes: what has been acknowledged goes into it."""
+        if self.followers:
+            await self.followers.stop()
+
     async def stop(self) -> None:
         """End everything, politely only to the application: on_close hooks get their time."""
-        if not self._is_running:
+        if not self.answers.is_running:
             return
-        self._is_running = False
+        self.answers.is_running = False
         self._sweeping.cancel()
         self._loop.remove_reader(self.core.fileno())
         for session in self.sessions:
@@ -146,7 +167,8 @@ class Gateway:
         self.durability.stop()
         self.core.stop()
         # Its sockets close with the last reference, which must not wait for the collector.
-        del self.core, self.logins, self.orders, self.durability, self._calls
+        del self.core, self.answers, self.logins, self.orders, self._calls
+        del self.durability, self.followers, self.subscriptions
 
     def leave(self) -> None:
         """Take nobody new, and ask those who are here to come back later."""
@@ -168,7 +190,7 @@ class Gateway:
 
     def on_events(self) -> None:
         """Take what the core tells, in order."""
-        if not self._is_running:
+        if not self.answers.is_running:
             return
         for kind, conn, a, b, data in self.core.poll():
             try:
@@ -190,37 +212,21 @@ class Gateway:
             body: Any = decode_body(type, codec_of(flags), data)
             _FRAME_HANDLERS[type](self, session, request, body)
         except ImError as error:
-            self._refuse(session, request, error, ends)
+            self.answers.refuse(session, request, error, ends)
         except Exception:
             _log.exception("a frame of type %d failed", type)
-            self._refuse(session, request, ImError(ErrorCode.INTERNAL), ends)
+            self.answers.refuse(session, request, ImError(ErrorCode.INTERNAL), ends)
 
     def on_subscribe(self, session: Session, request: int, body: Subscribe) -> None:
-        topic, tags = check_topic(body.topic), check_tags(body.tags)
-        self._check_subscribe(session, topic)
-        held = self.sessions.topics(session)
-        if len(held) >= self._subscriptions_max and topic not in held:
-            raise ImError(ErrorCode.TOO_MANY_SUBSCRIPTIONS)
-        if body.durable or body.after is not None:
-            raise ImError(ErrorCode.NOT_DURABLE, "this server keeps no messages")
-        if self._hooks.judges_subscriptions(topic):
-            work = partial(self._judge_subscription, session, request, topic, tags)
-            self._later(self._judging, session, request, _core.ENDS_PAUSE, work)
-        else:
-            self._subscribe(session, request, topic, tags)
+        self.subscriptions.on_subscribe(session, request, body)
 
     def on_unsubscribe(self, session: Session, request: int, body: Unsubscribe) -> None:
-        topic = check_topic(body.topic)
-        if topic not in self.sessions.topics(session):
-            raise ImError(ErrorCode.NOT_FOUND, "there is no subscription to this topic")
-        frame = gateway_frames.unsubscribed(topic, session, request)
-        self.core.unsubscribe(session.conn, topic.encode(), frame, _core.ENDS_PAUSE)
-        self.sessions.unsubscribe(session, topic)
+        self.subscriptions.on_unsubscribe(session, request, body)
 
     def on_call(self, session: Session, request: int, body: Call) -> None:
         if self._hooks.answers(body.method):
             work = partial(self._call, session, request, body)
-            self._later(self._calling, session, request, _core.ENDS_CALL, work)
+            self.answers.later(self._calling, session, request, _core.ENDS_CALL, work)
         else:
             result = self._calls.answer(session, body.method, body.params)
             self._answer(session, request, result)
@@ -254,7 +260,7 @@ class Gateway:
                 raise
         except ImError as error:
             error.id = error.id or int.from_bytes(data[24:32])
-            self._refuse(session, 0, error, _core.ENDS_CALL)
+            self.answers.refuse(session, 0, error, _core.ENDS_CALL)
 
     def on_finished(self, publication: Publication) -> None:
         """All hooks have seen a message, or one has refused it."""
@@ -262,7 +268,7 @@ class Gateway:
             self._finish(publication)
         except Exception:
             _log.exception("a message of session %s failed; it is closed", publication.session.id)
-            if self._is_here(publication.session):
+            if self.answers.is_here(publication.session):
                 self.core.close(publication.session.conn, CloseCode.INTERNAL)
 
     def _finish(self, publication: Publication) -> None:
@@ -276,11 +282,11 @@ class Gateway:
             frame = self.durability.marked(publication.frame, message.topic)
         except ImError as refusal:
             refusal.id, refusal.topic = message.id, message.topic
-            self._refuse(session, 0, refusal, _core.ENDS_CALL)
+            self.answers.refuse(session, 0, refusal, _core.ENDS_CALL)
             return
-        if self._is_here(session):
+        if self.answers.is_here(session):
             self.core.publish(frame, session.conn, _core.ENDS_CALL)
-        elif self._is_running:
+        elif self.answers.is_running:
             # Who said something and left has said it all the same.
             self.core.publish(frame)
 
@@ -290,7 +296,7 @@ class Gateway:
             return
         topic = data[8:].decode(errors="replace")
         error = ImError(code, id=int.from_bytes(data[:8]), topic=topic)
-        self._refuse(session, request, error, _core.ENDS_PAUSE)
+        self.answers.refuse(session, request, error, _core.ENDS_PAUSE)
 
     def on_unkept(self, conn: int, code: int, _b: int, data: bytes) -> None:
         self.durability.on_unkept(conn, code, data)
@@ -298,8 +304,32 @@ class Gateway:
     def on_kept(self, token: int, code: int, _b: int, data: bytes) -> None:
         self.durability.on_kept(token, code, data)
 
+    def on_want(self, _conn: int, _a: int, number: int, data: bytes) -> None:
+        if self.followers:
+            self.followers.on_want(number, data)
+
+    def on_cursors(self, _conn: int, _a: int, _b: int, data: bytes) -> None:
+        if self.followers:
+            self.followers.on_cursors(data)
+
+    def on_redelivered(self, _conn: int, is_sent: int, number: int, _data: bytes) -> None:
+        if self.followers:
+            self.followers.on_redelivered(number, bool(is_sent))
+
+    def on_position(self, conn: int, type: int, number: int, data: bytes) -> None:
+        session = self._session(conn)
+        if session is None:
+            return
+        try:
+            work = partial(self._settle, session, number, type == FrameType.NACK, data)
+            self.answers.later(self._judging, session, 0, _core.ENDS_PAUSE, work)
+        except ImError as error:
+            self.answers.refuse(session, 0, error, _core.ENDS_PAUSE)
+
     def on_closed(self, conn: int, code: int, _b: int, _data: bytes) -> None:
         self.logins.forget(conn)
+        if self.followers:
+            self.followers.close(conn)
         session = self.sessions.close(conn)
         if session is None or not self._hooks.sees_closes:
             return
@@ -315,56 +345,22 @@ class Gateway:
         finally:
             self._sweeping = self._loop.call_later(SWEEP_S, self.on_sweep)
 
-    # Subscriptions and calls
+    # What is answered later
 
-    def _check_subscribe(self, session: Session, topic: str) -> None:
-        if not self._routing.may_subscribe(session.user, session.rights, topic):
-            raise ImError(ErrorCode.FORBIDDEN)
-
-    def _subscribe(self, session: Session, request: int, topic: str, tags: str) -> None:
-        frame = gateway_frames.subscribed(topic, session, request)
-        ends = _core.ENDS_PAUSE
-        self.core.subscribe(session.conn, topic.encode(), tags.encode(), frame, ends)
-        self.sessions.subscribe(session, topic)
-
-    async def _judge_subscription(
-        self, session: Session, request: int, topic: str, tags: str
-    ) -> None:
-        await self._hooks.subscribe(session, topic, tags)
-        if self._is_here(session):
-            self._check_subscribe(session, topic)
-            self._subscribe(session, request, topic, tags)
+    async def _settle(self, session: Session, number: int, is_nack: bool, data: bytes) -> None:
+        assert self.followers
+        await self.followers.on_position(number, is_nack, data)
+        if self.answers.is_here(session):
+            self.core.send(session.conn, b"", _core.ENDS_PAUSE)
 
     async def _call(self, session: Session, request: int, body: Call) -> None:
         result = await self._hooks.call(body.method, session, body.params)
         self._answer(session, request, result)
 
     def _answer(self, session: Session, request: int, result: Any) -> None:
-        if self._is_here(session):
+        if self.answers.is_here(session):
             frame = self._frames.result(result, session, request)
             self.core.send(session.conn, frame, _core.ENDS_CALL)
-
-    def _later(self, tasks: Tasks, session: Session, request: int, ends: int, work: Work) -> None:
-        """Let `work` give the answer, as the last thing it does; what it raises is one too."""
-        if not tasks.start(partial(self._wait, session, request, ends, work)):
-            raise ImError(ErrorCode.OVERLOADED)
-
-    async def _wait(self, session: Session, request: int, ends: int, work: Work) -> None:
-        try:
-            await work()
-        except ImError as error:
-            self._refuse(session, request, error, ends)
-        except Exception:
-            _log.exception("the answer to a request of session %s failed", session.id)
-            self._refuse(session, request, ImError(ErrorCode.INTERNAL), ends)
-
-    def _refuse(self, session: Session, request: int, error: ImError, ends: int) -> None:
-        if self._is_here(session):
-            frame = gateway_frames.error(error, session.codec, request)
-            self.core.send(session.conn, frame, ends)
-
-    def _is_here(self, session: Session) -> bool:
-        return self._is_running and self.sessions.get(session.conn) is session
 
     def _session(self, conn: int) -> Session | None:
         session = self.sessions.get(conn)
@@ -383,6 +379,10 @@ _HANDLERS: Final[dict[int, Callable[[Gateway, int, int, int, bytes], None]]] = {
     _core.EVENT_CLOSED: Gateway.on_closed,
     _core.EVENT_UNKEPT: Gateway.on_unkept,
     _core.EVENT_KEPT: Gateway.on_kept,
+    _core.EVENT_WANT: Gateway.on_want,
+    _core.EVENT_CURSORS: Gateway.on_cursors,
+    _core.EVENT_POSITION: Gateway.on_position,
+    _core.EVENT_REDELIVERED: Gateway.on_redelivered,
 }
 
 _FRAME_HANDLERS: Final[dict[int, Callable[[Gateway, Session, int, Any], None]]] = {

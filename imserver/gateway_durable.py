@@ -38,6 +38,9 @@ class Durability:
         self._tokens = count(1)
         self._keeping: dict[int, tuple[asyncio.Future[Receipt], int, str]] = {}
 
+    def may_keep(self, topic: str) -> bool:
+        return self._is_open and self._routing.durable(topic) != "never"
+
     def verdict(self, topic: str) -> int:
         """For the core, about a topic that may be published to."""
         durable = self._routing.durable(topic) if self._is_open else "never"

@@ -85,8 +85,8 @@ def goaway(code: int, codec: int, retry_after_ms: int) -> bytes:
     return encode_frame(FrameType.GOAWAY, Goaway.of(closed), codec)
 
 
-def subscribed(topic: str, session: Session, request: int) -> bytes:
-    return encode_frame(FrameType.SUBSCRIBED, Subscribed(topic), session.codec, request)
+def subscribed(body: Subscribed, session: Session, request: int) -> bytes:
+    return encode_frame(FrameType.SUBSCRIBED, body, session.codec, request)
 
 
 def unsubscribed(topic: str, session: Session, request: int = 0, code: int = 0) -> bytes:

@@ -10,6 +10,7 @@ from imserver import _core, gateway_frames
 from imserver.auth import Authenticator
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.gateway_frames import Frames
+from imserver.gateway_subscriptions import Subscriptions
 from imserver.model_session import Session, shared_expiry, shared_terms
 from imserver.routing import Routing
 from imserver.sessions import Sessions
@@ -25,12 +26,14 @@ class Orders:
         authenticator: Authenticator,
         sessions: Sessions,
         routing: Routing,
+        subscriptions: Subscriptions,
     ) -> None:
         self._core = core
         self._frames = frames
         self._authenticator = authenticator
         self._sessions = sessions
         self._routing = routing
+        self._subscriptions = subscriptions
 
     def refresh(self, session: Session, token: str) -> None:
         """Put a new token in force. ImError 401 for a bad one, 403 for somebody else's; then
@@ -63,8 +66,7 @@ class Orders:
         for topic in self._sessions.topics(session):
             if not self._routing.may_subscribe(session.user, session.rights, topic):
                 frame = gateway_frames.unsubscribed(topic, session, code=ErrorCode.FORBIDDEN)
-                self._core.unsubscribe(session.conn, topic.encode(), frame)
-                self._sessions.unsubscribe(session, topic)
+                self._subscriptions.end(session, topic, frame)
 
     def forget_verdicts(self) -> None:
         """Everything is asked for anew, by all: an on_publish hook came."""

@@ -179,6 +179,7 @@ class Server:
             await self._close_all(gateway)
         finally:
             # While the gateway still listens to the core: what comes back has to be taken.
+            await gateway.settle()
             await self._close_store()
             await gateway.stop()
 

@@ -22,10 +22,10 @@ from imserver.config import (
     check_serve,
     default_connections,
     default_node,
-    hints,
     is_loopback,
     split_address,
 )
+from imserver.config_section import hints
 from imserver.config_sources import load, to_toml, toml_value
 
 ROOT = Path(__file__).parent.parent

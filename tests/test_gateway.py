@@ -16,6 +16,7 @@ from imserver.auth import Authenticator, issue
 from imserver.config import Auth, Config, Key, Limits
 from imserver.errors import CloseCode, ImError
 from imserver.gateway import Gateway
+from imserver.gateway_answers import Answers
 from imserver.hooks import Hooks, Publication
 from imserver.model_session import Login, Session
 from imserver.protocol import (
@@ -838,18 +839,18 @@ def test_and_so_it_is_without_hooks(steps: list[tuple[str, int, str]]) -> None:
 
 def test_the_accounts_notice_a_forgotten_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A deliberately broken gateway, to show that the test above can fail."""
-    monkeypatch.setattr(Gateway, "_refuse", lambda *args: None)
+    monkeypatch.setattr(Answers, "refuse", lambda *args: None)
     with pytest.raises(AssertionError, match="everybody who waited"):
         asyncio.run(play([("subscribe", 1, "user:ann")], lambda bench: None))
 
 
 def test_the_accounts_notice_a_second_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    once = Gateway._refuse
+    once = Answers.refuse
 
     def twice(*args: Any) -> None:
         once(*args)
         once(*args)
 
-    monkeypatch.setattr(Gateway, "_refuse", twice)
+    monkeypatch.setattr(Answers, "refuse", twice)
     with pytest.raises(AssertionError, match="not paused"):
         asyncio.run(play([("subscribe", 1, "user:ann"), ("turn", 1, "")], lambda bench: None))

@@ -1,0 +1,103 @@
+"""SUBSCRIBE and UNSUBSCRIBE: live ones in the core, those with a place in the timeline besides.
+
+Not here: who may subscribe (routing, hooks), windows and redelivery (delivery).
+"""
+
+from functools import partial
+
+from imserver import _core, gateway_frames
+from imserver.errors import ErrorCode, ImError
+from imserver.gateway_answers import Answers
+from imserver.gateway_durable import Durability
+from imserver.gateway_followers import Followers
+from imserver.gateway_tasks import Tasks
+from imserver.hooks import Hooks
+from imserver.model_session import Session
+from imserver.protocol import Subscribe, Subscribed, Unsubscribe, check_tags, check_topic
+from imserver.routing import Routing
+from imserver.sessions import Sessions
+
+
+class Subscriptions:
+    """Those of one gateway. Without `followers` there is no store."""
+
+    def __init__(
+        self,
+        core: _core.Core,
+        sessions: Sessions,
+        routing: Routing,
+        hooks: Hooks,
+        answers: Answers,
+        tasks: Tasks,
+        durability: Durability,
+        followers: Followers | None,
+        *,
+        most: int,
+    ) -> None:
+        self._core = core
+        self._sessions = sessions
+        self._routing = routing
+        self._hooks = hooks
+        self._answers = answers
+        self._tasks = tasks
+        self._durability = durability
+        self._followers = followers
+        self._most = most
+
+    def on_subscribe(self, session: Session, request: int, body: Subscribe) -> None:
+        body.topic, body.tags = check_topic(body.topic), check_tags(body.tags)
+        self._check(session, body.topic)
+        is_followed = body.durable or body.after is not None
+        if is_followed and not self._durability.may_keep(body.topic):
+            raise ImError(ErrorCode.NOT_DURABLE)
+        if is_followed or self._hooks.judges_subscriptions(body.topic):
+            work = partial(self._judge, session, request, body)
+            self._answers.later(self._tasks, session, request, _core.ENDS_PAUSE, work)
+        else:
+            self._begin(session, request, body.topic, body.tags)
+
+    def on_unsubscribe(self, session: Session, request: int, body: Unsubscribe) -> None:
+        topic = check_topic(body.topic)
+        if topic not in self._sessions.topics(session):
+            raise ImError(ErrorCode.NOT_FOUND, "there is no subscription to this topic")
+        frame = gateway_frames.unsubscribed(topic, session, request)
+        self.end(session, topic, frame, _core.ENDS_PAUSE)
+
+    def end(
+        self, session: Session, topic: str, frame: bytes, ends: int = _core.ENDS_NOTHING
+    ) -> None:
+        """End a subscription and say so with an UNSUBSCRIBED."""
+        self._core.unsubscribe(session.conn, topic.encode(), frame, ends)
+        self._sessions.unsubscribe(session, topic)
+        if self._followers:
+            self._followers.end(session.conn, topic)
+
+    async def _judge(self, session: Session, request: int, body: Subscribe) -> None:
+        topic, tags = body.topic, body.tags
+        if self._hooks.judges_subscriptions(topic):
+            await self._hooks.subscribe(session, topic, tags)
+        if not body.durable and body.after is None:
+            if self._answers.is_here(session):
+                self._check(session, topic)
+                self._begin(session, request, topic, tags)
+        elif self._followers and self._answers.is_here(session):
+            position = await self._followers.position(session, body)
+            if self._answers.is_here(session):
+                self._check(session, topic)
+                self._followers.begin(session, request, body, position)
+                self._sessions.subscribe(session, topic)
+
+    def _begin(self, session: Session, request: int, topic: str, tags: str) -> None:
+        frame = gateway_frames.subscribed(Subscribed(topic), session, request)
+        ends = _core.ENDS_PAUSE
+        self._core.subscribe(session.conn, topic.encode(), tags.encode(), frame, ends)
+        self._sessions.subscribe(session, topic)
+        if self._followers:
+            self._followers.end(session.conn, topic)
+
+    def _check(self, session: Session, topic: str) -> None:
+        if not self._routing.may_subscribe(session.user, session.rights, topic):
+            raise ImError(ErrorCode.FORBIDDEN)
+        held = self._sessions.topics(session)
+        if len(held) >= self._most and topic not in held:
+            raise ImError(ErrorCode.TOO_MANY_SUBSCRIPTIONS)
