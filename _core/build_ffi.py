@@ -12,6 +12,7 @@ import cffi
 HEADERS = (
     "base",
     "batch",
+    "cursors",
     "filter",
     "frame",
     "heartbeat",
@@ -96,7 +97,7 @@ bool im_tag_is_valid(struct im_span tag);
 
 struct im_member { uint32_t conn; uint32_t filter; uint32_t sub; };
 struct im_topic { uint64_t hash; struct im_member *members; uint32_t member_count;
-                  uint32_t holds; uint8_t name_len; uint8_t name[]; ...; };
+                  uint32_t holds; uint32_t cursors; uint8_t name_len; uint8_t name[]; ...; };
 struct im_topics { uint32_t topic_count; ...; };
 enum im_status im_topics_init(struct im_topics *, uint64_t seed);
 void im_topics_free(struct im_topics *);
@@ -126,6 +127,25 @@ void im_right_drop(struct im_rights *, struct im_topics *, struct im_span name,
                    uint32_t *first, uint16_t *count);
 void im_right_drop_all(struct im_rights *, struct im_topics *, uint32_t *first,
                        uint16_t *count);
+
+enum im_cursor_mark { IM_CURSOR_LIVE, IM_CURSOR_ASKED, ... };
+struct im_cursor { struct im_topic *topic; uint64_t acked; uint64_t sent; uint64_t last;
+                   uint64_t seen; uint32_t number; uint32_t conn; uint32_t filter; uint32_t sub;
+                   uint32_t next; uint32_t prev; uint16_t window; uint8_t marks; ...; };
+struct im_cursors { struct im_cursor *slots; uint32_t live; ...; };
+void im_cursors_init(struct im_cursors *);
+void im_cursors_free(struct im_cursors *);
+uint32_t im_cursor_open(struct im_cursors *, struct im_topics *, struct im_span name,
+                        const struct im_cursor *begin, uint32_t *first);
+void im_cursor_close(struct im_cursors *, struct im_topics *, uint32_t cursor, uint32_t *first);
+uint32_t im_cursor_find(const struct im_cursors *, const struct im_topics *, uint32_t number,
+                        uint32_t first);
+uint64_t im_cursor_room(const struct im_cursor *);
+bool im_cursor_may_ask(const struct im_cursor *);
+bool im_cursor_offer(struct im_cursor *, uint64_t seq, uint32_t count);
+void im_cursor_move(struct im_cursor *, uint64_t seq, bool passed);
+bool im_cursor_ack(struct im_cursor *, uint64_t seq);
+void im_cursor_fed(struct im_cursor *, uint64_t head);
 
 enum im_watch { IM_WATCH_NONE, IM_WATCH_HANDSHAKE, IM_WATCH_LIVE, IM_WATCH_CLOSING, ... };
 enum im_pulse { IM_PULSE_NONE, IM_PULSE_REVIVED, IM_PULSE_ASK, IM_PULSE_DEAD,

@@ -10,6 +10,7 @@ from door import MACHINE
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from test_batch import BatchMachine, BatchModel
+from test_cursors import CursorsMachine, Reader
 from test_outbox import OutboxMachine, OutboxModel
 from test_pool import PoolMachine, PoolModel
 from test_queue import QueueMachine, QueueModel
@@ -86,6 +87,13 @@ class BatchThatForgetsDevices(BatchModel):
         return super().publish(publish, frame, 0, time_ms)
 
 
+class ReaderThatTakesBackAnAck(Reader):
+    """An old acknowledgement moves the cursor back."""
+
+    def ack(self, seq: int) -> None:
+        self.acked = seq
+
+
 @pytest.mark.parametrize(
     ("machine", "broken"),
     [
@@ -97,6 +105,7 @@ class BatchThatForgetsDevices(BatchModel):
         (RightsMachine, RightsThatGrowYoung),
         (ReceiptsMachine, ReceiptsThatFindTheOldest),
         (BatchMachine, BatchThatForgetsDevices),
+        (CursorsMachine, ReaderThatTakesBackAnAck),
     ],
     ids=lambda value: value.__name__,
 )
