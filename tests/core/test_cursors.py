@@ -118,12 +118,13 @@ class CursorsMachine(RuleBasedStateMachine):
         lib.im_cursor_fed(cursor, len(self.tags))
 
     @precondition(lambda self: self.readers)
-    @rule(data=st.data(), seq=st.integers(0, 60))
-    def acknowledge(self, data: Any, seq: int) -> None:
+    @rule(data=st.data(), behind=st.integers(-1, 6))
+    def acknowledge(self, data: Any, behind: int) -> None:
         number = data.draw(st.sampled_from(sorted(self.readers)))
         _, reader = self.readers[number]
         cursor = self.cursor(number)
         sent = cursor.sent
+        seq = max(0, sent - behind)
         assert lib.im_cursor_ack(cursor, seq) is (seq <= sent)
         if seq <= sent:
             reader.ack(seq)
