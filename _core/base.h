@@ -78,7 +78,9 @@ static inline uint64_t im_hash_fold(uint64_t a, uint64_t b)
 
 /* A hash keyed by a secret of the process: topic names come from clients, who
  * must not be able to choose where they land. Eight bytes a multiplication;
- * names are short, so the tail is read overlapping instead of byte by byte. */
+ * names are short, so the tail is read overlapping instead of byte by byte. The
+ * last factor has a bit less than the seed: by 2^64-1 every word would fold to
+ * the same. */
 static inline uint64_t im_hash(uint64_t seed, const uint8_t *at, size_t len)
 {
     uint64_t hash = seed ^ (len * 0x9e3779b97f4a7c15u);
@@ -86,12 +88,12 @@ static inline uint64_t im_hash(uint64_t seed, const uint8_t *at, size_t len)
 
     if (len < 8) {
         memcpy(&word, at, len);
-        return im_hash_fold(hash ^ word, seed | 1);
+        return im_hash_fold(hash ^ word, seed >> 1 | 1);
     }
     for (size_t i = 0; i + 8 < len; i += 8) {
         memcpy(&word, at + i, 8);
         hash = im_hash_fold(hash ^ word, 0xa0761d6478bd642fu);
     }
     memcpy(&word, at + len - 8, 8);
-    return im_hash_fold(hash ^ word, seed | 1);
+    return im_hash_fold(hash ^ word, seed >> 1 | 1);
 }

@@ -199,7 +199,7 @@ static uint64_t content_of(uint64_t seed, const uint8_t *at, uint32_t size)
     uint64_t hash = im_hash(seed, at + IM_MESSAGE_LEN, size - IM_MESSAGE_LEN);
     uint32_t rest = (uint32_t)(at[5] & IM_CODEC_MASK) << 16 |
                     (uint32_t)at[32] << 8 | at[33];
-    return im_hash_fold(hash ^ rest, seed | 1);
+    return im_hash_fold(hash ^ rest, 0x9e3779b97f4a7c15u);
 }
 
 /* seq, time and flags of one frame; what it comes to (B1, B3, B4). */
