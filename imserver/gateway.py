@@ -182,9 +182,13 @@ class Gateway:
         return not self.sessions and not self._hooks.batches and not self._judging
 
     def stats(self) -> dict[str, int]:
-        """How much is in the hands of hooks."""
+        """How much is in the hands of hooks, and what delivery has done."""
         tasks = len(self._judging) + len(self._calling) + len(self._closing)
-        return {"hook_tasks": tasks, "hook_messages": len(self._hooks.batches)}
+        counts = {"hook_tasks": tasks, "hook_messages": len(self._hooks.batches)}
+        if self.followers:
+            for name, number in self.followers.delivery.counts.items():
+                counts[f"delivery_{name.replace('.', '_')}"] = number
+        return counts
 
     # Events
 

@@ -45,6 +45,7 @@ from imserver.protocol import (
     check_topic,
     encode_message,
 )
+from imserver.retention import Retention
 from imserver.routing import Routing
 from imserver.sessions import MemorySessions, Sessions
 from imserver.timeline_sqlite import SqliteTimeline
@@ -92,6 +93,7 @@ class Server:
         self._authenticator = Authenticator(self.config.auth)
         self._routing = Routing(self.config.namespaces, dev=self.config.dev)
         self._store: SqliteTimeline | None = None
+        self._retention: Retention | None = None
         self._gateway: Gateway | None = None
         self._address: tuple[str, int] | None = None
         self._published = 0
@@ -151,6 +153,9 @@ class Server:
                 store=self._store,
             )
             gateway.start()
+            if self._store:
+                self._retention = Retention(self._store, self._routing)
+                self._retention.start()
         except BaseException:
             listener.close()
             await self._close_store()
@@ -185,6 +190,8 @@ class Server:
 
     async def _close_store(self) -> None:
         store, self._store = self._store, None
+        if self._retention:
+            await self._retention.stop()
         if store:
             await store.close()
 
@@ -212,6 +219,8 @@ class Server:
         """Counters and gauges by name; docs/operations.md explains each."""
         gateway = self._running()
         own = {"sessions": len(self.sessions), "users": self.sessions.users}
+        if self._retention:
+            own["forgotten"] = self._retention.forgotten
         return gateway.orders.stats() | own | gateway.stats()
 
     async def publish(

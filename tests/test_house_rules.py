@@ -25,7 +25,7 @@ ROWS = [
     {"bodies"},
     {"protocol"},
     {"auth", "routing", "sessions", "hooks", "timeline"},
-    {"delivery"},
+    {"delivery", "retention"},
     {"gateway"},
     {"server", "client"},
     {"cli", "__init__"},
