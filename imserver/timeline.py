@@ -32,6 +32,11 @@ WAITING_MAX_BYTES: Final = 33_554_432
 PAGE_FRAMES: Final = 256
 PAGE_BYTES: Final = 1_048_576
 
+#: Members of one topic. Each costs 60 bytes on the disk, and a session that is subscribed.
+MEMBERS_MAX: Final = 100_000
+#: Topics that one user is a member of; all are subscribed to at each login.
+MEMBERSHIPS_MAX: Final = 1_024
+
 
 class StoreError(Exception):
     """The store cannot be opened, or cannot do what an operator asks. The message names the
@@ -89,6 +94,28 @@ class Cursor(NamedTuple):
     device: str
     topic: str
     seq: int
+
+
+class Member(NamedTuple):
+    """A user of a topic that has members; what came up to `since_seq` was before their time."""
+
+    user: str
+    since_seq: int
+
+
+class Mark(NamedTuple):
+    """What a user has read of a topic, on whichever device: everything up to `seq`, 0 when
+    nothing was ever said of it. `since_seq` is the member's, 0 for who is none."""
+
+    seq: int
+    since_seq: int
+    first: int
+    head: int
+
+    @property
+    def unread(self) -> int:
+        """What is kept, came in the user's time and was not read."""
+        return max(0, self.head - max(self.seq, self.since_seq, self.first - 1))
 
 
 class DeadLetter(NamedTuple):
@@ -159,6 +186,31 @@ class Timeline(Protocol):
         """Forget what is older, and all but the newest `max_count`; 0 for no limit. Age is
         judged by whole commits and may keep a little more. The number of messages forgotten."""
 
+    # Members and read marks
+
+    async def join(
+        self, topic: str, users: Collection[str], *, since_seq: int | None = None
+    ) -> list[str]:
+        """Make users members of a topic, of all that is behind `since_seq`, by default its head;
+        those who were none before. All or none of them: ImError 442 when the topic or one of
+        them would be past MEMBERS_MAX or MEMBERSHIPS_MAX."""
+
+    async def leave(self, topic: str, users: Collection[str]) -> list[str]:
+        """Those who were members until now. Marks and cursors stay."""
+
+    async def members(self, topic: str, after: str = "", limit: int = 1_000) -> list[Member]:
+        """In the order of their names, those behind `after`."""
+
+    async def memberships(self, user: str) -> list[str]:
+        """The topics that a user is a member of, in the order of their names."""
+
+    async def mark_read(self, user: str, topic: str, seq: int) -> int:
+        """Say that a user has read everything up to `seq`; what stands now: it only moves
+        forward, and never beyond the head."""
+
+    async def marks(self, user: str, topics: Collection[str]) -> dict[str, Mark]:
+        """For each of these topics, whether or not there are such."""
+
     # Cursors
 
     async def cursor(self, user: str, device: str, topic: str) -> int | None:
@@ -166,6 +218,11 @@ class Timeline(Protocol):
 
     async def cursors(self, user: str) -> list[Cursor]:
         """All of a user, by device and topic."""
+
+    async def cursors_of(
+        self, topic: str, after: tuple[str, str] = ("", ""), limit: int = 1_000
+    ) -> list[Cursor]:
+        """All of a topic by user and device, those behind the (user, device) `after`."""
 
     async def put_cursors(self, cursors: Collection[Cursor], *, back: bool = False) -> None:
         """Move cursors forward; one that stands further ahead stays, unless `back`."""
@@ -209,6 +266,16 @@ class Timeline(Protocol):
 def stopped(failure: str) -> ImError:
     """T5: what everybody hears from a store that has failed."""
     return ImError(ErrorCode.NOT_DURABLE, f"the store has stopped: {failure}")
+
+
+def too_many(users: Iterable[str]) -> ImError:
+    """Why nobody joined: these are members of too much, or nobody is and the topic is full."""
+    names = sorted(users)[:10]
+    if not names:
+        text = f"a topic has at most {MEMBERS_MAX} members"
+    else:
+        text = f"at most {MEMBERSHIPS_MAX} memberships, which {', '.join(names)} would exceed"
+    return ImError(ErrorCode.TOO_MANY_SUBSCRIPTIONS, text)
 
 
 def is_full(waiting_bytes: int) -> bool:

@@ -17,17 +17,22 @@ from imserver.errors import ImError
 from imserver.protocol import DURABLE, RETRY
 from imserver.timeline import (
     DEDUPE_MS,
+    MEMBERS_MAX,
+    MEMBERSHIPS_MAX,
     PAGE_BYTES,
     PAGE_FRAMES,
     Appended,
     Cursor,
     DeadLetter,
     Extent,
+    Mark,
+    Member,
     Page,
     frame_starts,
     full,
     is_full,
     stopped,
+    too_many,
 )
 
 
@@ -60,6 +65,8 @@ class MemoryTimeline:
         self._topics: dict[str, _Topic] = {}
         self._receipts: dict[tuple[str, str, int], tuple[object, int, int]] = {}
         self._cursors: dict[tuple[str, str, str], int] = {}
+        self._members: dict[str, dict[str, int]] = {}
+        self._marks: dict[tuple[str, str], int] = {}
         self._dead: dict[int, DeadLetter] = {}
         self._last_dead = 0
         self._waiting_bytes = 0
@@ -178,6 +185,50 @@ class MemoryTimeline:
             before = max(before, kept.first + next(young, len(kept.frames)))
         return kept.drop_before(before)
 
+    # Members and read marks
+
+    async def join(
+        self, topic: str, users: Collection[str], *, since_seq: int | None = None
+    ) -> list[str]:
+        self._check()
+        members = self._members.get(topic, {})
+        new = sorted(set(users) - set(members))
+        if len(members) + len(new) > MEMBERS_MAX:
+            raise too_many(())
+        busy = [user for user in new if len(await self.memberships(user)) >= MEMBERSHIPS_MAX]
+        if busy:
+            raise too_many(busy)
+        since = (await self.extent(topic)).head if since_seq is None else since_seq
+        self._members[topic] = members | dict.fromkeys(new, since)
+        return new
+
+    async def leave(self, topic: str, users: Collection[str]) -> list[str]:
+        self._check()
+        members = self._members.get(topic, {})
+        return sorted(user for user in set(users) if members.pop(user, None) is not None)
+
+    async def members(self, topic: str, after: str = "", limit: int = 1_000) -> list[Member]:
+        members = sorted(self._members.get(topic, {}).items())
+        return [Member(*member) for member in members if member[0] > after][:limit]
+
+    async def memberships(self, user: str) -> list[str]:
+        found = (topic for topic, members in self._members.items() if user in members)
+        return sorted(found, key=str.encode)
+
+    async def mark_read(self, user: str, topic: str, seq: int) -> int:
+        self._check()
+        stands = self._marks.get((user, topic), 0)
+        stands = max(stands, min(seq, (await self.extent(topic)).head))
+        self._marks[user, topic] = stands
+        return stands
+
+    async def marks(self, user: str, topics: Collection[str]) -> dict[str, Mark]:
+        def mark(extent: Extent) -> Mark:
+            since = self._members.get(extent.topic, {}).get(user, 0)
+            return Mark(self._marks.get((user, extent.topic), 0), since, *extent[1:])
+
+        return {topic: mark(await self.extent(topic)) for topic in topics}
+
     # Cursors
 
     async def cursor(self, user: str, device: str, topic: str) -> int | None:
@@ -185,6 +236,12 @@ class MemoryTimeline:
 
     async def cursors(self, user: str) -> list[Cursor]:
         return sorted(Cursor(*key, seq) for key, seq in self._cursors.items() if key[0] == user)
+
+    async def cursors_of(
+        self, topic: str, after: tuple[str, str] = ("", ""), limit: int = 1_000
+    ) -> list[Cursor]:
+        found = sorted(Cursor(*key, seq) for key, seq in self._cursors.items() if key[2] == topic)
+        return [cursor for cursor in found if cursor[:2] > after][:limit]
 
     async def put_cursors(self, cursors: Collection[Cursor], *, back: bool = False) -> None:
         self._check()

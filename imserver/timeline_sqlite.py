@@ -21,7 +21,17 @@ from imserver.timeline import (
     Cursor,
     DeadLetter,
     Extent,
+    Mark,
+    Member,
     Page,
+)
+from imserver.timeline_sqlite_members import (
+    find_marks,
+    find_members,
+    find_memberships,
+    join,
+    leave,
+    mark_read,
 )
 from imserver.timeline_sqlite_reader import Reader
 from imserver.timeline_sqlite_schema import Clock, Store, rows, unusable, value
@@ -113,6 +123,32 @@ class SqliteTimeline:
             forgotten += count
         return forgotten
 
+    async def join(
+        self, topic: str, users: Collection[str], *, since_seq: int | None = None
+    ) -> list[str]:
+        joined: list[str] = await self._change(
+            lambda tables: join(tables, topic.encode(), users, since_seq)
+        )
+        return joined
+
+    async def leave(self, topic: str, users: Collection[str]) -> list[str]:
+        left: list[str] = await self._change(lambda tables: leave(tables, topic.encode(), users))
+        return left
+
+    async def members(self, topic: str, after: str = "", limit: int = 1_000) -> list[Member]:
+        return await self._reader.run(
+            lambda connection: find_members(connection, topic.encode(), after, limit)
+        )
+
+    async def memberships(self, user: str) -> list[str]:
+        return await self._reader.run(lambda connection: find_memberships(connection, user))
+
+    async def mark_read(self, user: str, topic: str, seq: int) -> int:
+        return int(await self._change(lambda tables: mark_read(tables, user, topic.encode(), seq)))
+
+    async def marks(self, user: str, topics: Collection[str]) -> dict[str, Mark]:
+        return await self._reader.run(lambda connection: find_marks(connection, user, topics))
+
     async def cursor(self, user: str, device: str, topic: str) -> int | None:
         def get(connection: apsw.Connection) -> int | None:
             found = find_topic(connection, topic.encode())
@@ -132,6 +168,17 @@ class SqliteTimeline:
         )
         found = await self._reader.run(lambda connection: list(rows(connection, sql, (user,))))
         return [Cursor(row[0], row[1], row[2].decode(errors="replace"), row[3]) for row in found]
+
+    async def cursors_of(
+        self, topic: str, after: tuple[str, str] = ("", ""), limit: int = 1_000
+    ) -> list[Cursor]:
+        sql = (
+            "SELECT user, device, seq FROM cursor JOIN topic ON topic.id = cursor.topic"
+            " WHERE name = ? AND (user, device) > (?, ?) ORDER BY user, device LIMIT ?"
+        )
+        values = (topic.encode(), *after, limit)
+        found = await self._reader.run(lambda connection: list(rows(connection, sql, values)))
+        return [Cursor(user, device, topic, seq) for user, device, seq in found]
 
     async def put_cursors(self, cursors: Collection[Cursor], *, back: bool = False) -> None:
         await self._change(lambda tables: tables.put_cursors(cursors, back))

@@ -37,12 +37,14 @@ import apsw.sqlite_extra
 from imserver.timeline import StoreError
 
 FILE: Final = "store.db"
-VERSION: Final = 1
 APPLICATION: Final = 0x494D5352  # "IMSR", in the header of the file
 #: Commits wait for the disk, so a writer is never kept longer than by a checkpoint.
 BUSY_MS: Final = 10_000
 
-SCHEMA: Final = """
+#: What makes a store of version n + 1 out of one of version n. A new store takes all of them, so
+#: that old and new ones cannot differ; a step that was released is never changed.
+STEPS: Final = (
+    """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 -- first: the oldest seq that is kept; head: the last seq when it was trimmed, at least
 CREATE TABLE topic (
@@ -64,7 +66,21 @@ CREATE TABLE dead (
     topic INTEGER NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL,
     attempts INTEGER NOT NULL, time_ms INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0,
     frame BLOB NOT NULL, UNIQUE (user, device, topic, seq));
-"""
+""",
+    """
+-- since_seq: the head of the topic when the user joined
+CREATE TABLE member (
+    topic INTEGER NOT NULL, user TEXT NOT NULL, since_seq INTEGER NOT NULL,
+    PRIMARY KEY (topic, user)) WITHOUT ROWID;
+CREATE INDEX member_by_user ON member (user, topic);
+-- how far a user has read, on whichever device
+CREATE TABLE mark (
+    user TEXT NOT NULL, topic INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (user, topic)) WITHOUT ROWID;
+CREATE INDEX cursor_by_topic ON cursor (topic, user, device);
+""",
+)
+VERSION: Final = len(STEPS)
 
 _WAL_HEAD = Struct(">8I")  # magic, version, page size, checkpoint, salt, salt, checksum, checksum
 _WAL_FRAME = Struct(">6I")  # page, pages of the database if a commit, salt, salt, checksums
@@ -165,7 +181,7 @@ class Store:
         self.connection = apsw.Connection(str(self.path), vfs=checksum_vfs())
         flushed = self.directory / "flushed"
         self._flushed_fd = os.open(flushed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._prepare()
+        self._prepare(mend)
         self._judge_tail(mend)
         if mend:
             self.settle()  # nothing of this log can be taken for a part of the next
@@ -173,7 +189,7 @@ class Store:
         meta = dict(rows(self.connection, "SELECT name, value FROM meta"))
         self.epoch, self.seed = int(meta["epoch"]), int(meta["seed"])
 
-    def _prepare(self) -> None:
+    def _prepare(self, mend: bool) -> None:
         """Pragmas, each read back: a store that would not flush must not start."""
         connection = self.connection
         connection.set_busy_timeout(BUSY_MS)
@@ -189,23 +205,32 @@ class Store:
         if (connection.pragma("synchronous"), connection.pragma("wal_autocheckpoint")) != (2, 0):
             raise StoreError("SQLite does not keep synchronous=FULL")
         version, tables = connection.pragma("user_version"), connection.pragma("schema_version")
-        if tables == 0:
-            self._create()
-        elif connection.pragma("application_id") != APPLICATION:
+        if tables and connection.pragma("application_id") != APPLICATION:
             raise StoreError(f"{self.path} is no store of imserver; choose another directory")
-        elif version > VERSION:
+        if version > VERSION:
             raise StoreError(
                 f"the store in {self.directory} has version {version}, written by a newer imserver;"
                 f" this one reads up to {VERSION}: install the newer one again"
             )
+        if not tables:
+            self._create()
+        elif version < VERSION and mend:
+            with self.connection:
+                self._bring_up_from(version)
+            _log.warning("the store in %s is of version %d now", self.directory, VERSION)
+
+    def _bring_up_from(self, version: int) -> None:
+        """All steps or none; an older imserver refuses the store from then on."""
+        for step in STEPS[version:]:
+            self.connection.execute(step)
+        self.connection.pragma("user_version", VERSION)
 
     def _create(self) -> None:
         with self.connection:
-            self.connection.execute(SCHEMA)
+            self._bring_up_from(0)
             meta = {"epoch": secrets.randbits(62) + 1, "seed": secrets.randbits(62) + 1}
             self.connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             self.connection.pragma("application_id", APPLICATION)
-            self.connection.pragma("user_version", VERSION)
         for directory in (self.directory, self.directory.parent):
             fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
             os.fsync(fd)

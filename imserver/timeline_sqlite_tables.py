@@ -27,12 +27,14 @@ FROM dead JOIN topic ON topic.id = dead.topic"""
 
 
 class Topic:
-    """A row of `topic`, and the last seq given."""
+    """A row of `topic`, the last seq given, and how many members it has once they were counted:
+    in a topic of 100,000 that takes milliseconds."""
 
-    __slots__ = ("first", "head", "id")
+    __slots__ = ("first", "head", "id", "members")
 
     def __init__(self, id: int, first: int, head: int) -> None:
         self.id, self.first, self.head = id, first, head
+        self.members = -1
 
 
 def find_topic(connection: apsw.Connection, name: bytes) -> Topic | None:
@@ -68,9 +70,17 @@ class Tables:
     def close(self) -> None:
         self._probe.close()
 
+    @property
+    def connection(self) -> apsw.Connection:
+        """For the tables that are changed elsewhere: timeline_sqlite_members."""
+        return self._connection
+
+    def find(self, name: bytes) -> Topic | None:
+        return self._topics.get(name) or find_topic(self._connection, name)
+
     def topic(self, name: bytes) -> Topic:
         """A topic, made if there is none."""
-        topic = self._topics.get(name) or find_topic(self._connection, name)
+        topic = self.find(name)
         if topic is None:
             self._connection.execute("INSERT INTO topic (name) VALUES (?)", (name,))
             topic = Topic(self._connection.last_insert_rowid(), 1, 0)
@@ -105,7 +115,7 @@ class Tables:
 
     def trim(self, name: bytes, before: int) -> tuple[int, bool]:
         """Messages forgotten, and whether that is all; the rest is for the next commit."""
-        topic = self._topics.get(name) or find_topic(self._connection, name)
+        topic = self.find(name)
         if topic is None:
             return 0, True
         before = min(before, topic.head + 1)
@@ -160,7 +170,7 @@ class Tables:
 
     def retain(self, name: bytes, oldest_ms: int, max_count: int) -> tuple[int, bool]:
         """Like trim(), to the first commit that is young enough, or to a number of messages."""
-        topic = self._topics.get(name) or find_topic(self._connection, name)
+        topic = self.find(name)
         if topic is None:
             return 0, True
         before = topic.head - max_count + 1 if max_count else 0

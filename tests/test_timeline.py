@@ -16,9 +16,18 @@ import pytest
 from imserver import timeline, timeline_sqlite_schema
 from imserver.errors import ErrorCode, ImError
 from imserver.protocol import DURABLE, RETRY, decode_message, encode_message
-from imserver.timeline import Cursor, DeadLetter, Extent, StoreError, Timeline
+from imserver.timeline import (
+    Cursor,
+    DeadLetter,
+    Extent,
+    Mark,
+    Member,
+    StoreError,
+    Timeline,
+)
 from imserver.timeline_memory import MemoryTimeline
 from imserver.timeline_sqlite import SqliteTimeline
+from imserver.timeline_sqlite_check import check
 
 ROOT = Path(__file__).parent.parent
 
@@ -321,6 +330,86 @@ async def test_a_publish_is_known_by_sender_device_and_id_together(store: Timeli
     assert (await store.extent("room:a")).head == 7
 
 
+# Members and read marks
+
+
+async def test_who_joins_is_a_member_from_the_head_on_until_they_leave(store: Timeline) -> None:
+    await fill(store, "group:a", 3)
+    assert await store.join("group:a", ["bob", "ann", "bob"]) == ["ann", "bob"]
+    await fill(store, "group:a", 2)
+    assert await store.join("group:a", ["ann", "eve"]) == ["eve"], "twice is once"
+    assert await store.join("dm:ann:bob", ["ann", "bob"], since_seq=0) == ["ann", "bob"]
+    assert await store.members("group:a") == [Member("ann", 3), Member("bob", 3), Member("eve", 5)]
+    assert await store.members("dm:ann:bob") == [Member("ann", 0), Member("bob", 0)]
+    assert await store.members("group:none") == []
+    assert await store.memberships("ann") == ["dm:ann:bob", "group:a"]
+    assert await store.leave("group:a", ["ann", "nobody"]) == ["ann"]
+    assert await store.leave("group:none", ["ann"]) == []
+    assert await store.memberships("ann") == ["dm:ann:bob"]
+    assert await store.join("group:a", ["ann"]) == ["ann"]
+    assert (await store.members("group:a"))[0] == Member("ann", 5), "a new time begins"
+
+
+async def test_members_come_in_pages(store: Timeline) -> None:
+    await store.join("group:a", [f"u{n}" for n in range(10)])
+    await store.join("group:b", ["u4"])
+    first = await store.members("group:a", limit=4)
+    assert [member.user for member in first] == ["u0", "u1", "u2", "u3"]
+    rest = await store.members("group:a", after="u3")
+    assert [member.user for member in rest] == ["u4", "u5", "u6", "u7", "u8", "u9"]
+    assert await store.members("group:a", after="u9") == []
+
+
+async def test_a_full_topic_and_a_user_of_too_many_refuse_everybody(
+    store: Timeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("timeline_memory", "timeline_sqlite_members"):
+        monkeypatch.setattr(f"imserver.{module}.MEMBERS_MAX", 3)
+        monkeypatch.setattr(f"imserver.{module}.MEMBERSHIPS_MAX", 2)
+    await store.join("group:a", ["ann", "bob"])
+    with pytest.raises(ImError, match="442") as refused:
+        await store.join("group:a", ["eve", "joe"])
+    assert refused.value.code == ErrorCode.TOO_MANY_SUBSCRIPTIONS
+    assert [member.user for member in await store.members("group:a")] == ["ann", "bob"]
+    await store.leave("group:a", ["bob"])
+    assert await store.join("group:a", ["ann", "eve", "joe"]) == ["eve", "joe"]
+    await store.join("group:b", ["ann"])
+    with pytest.raises(ImError, match="memberships, which ann would exceed"):
+        await store.join("group:c", ["ann", "bob"])
+    assert await store.members("group:c") == []
+    assert await store.join("group:b", ["ann"]) == [], "who is in is not counted again"
+    assert (await store.append(message("group:a"))).messages == 1, "the store goes on"
+
+
+async def test_a_read_mark_moves_forward_and_no_further_than_the_head(store: Timeline) -> None:
+    await fill(store, "room:a", 5)
+    assert await store.mark_read("ann", "room:a", 3) == 3
+    assert await store.mark_read("ann", "room:a", 2) == 3
+    assert await store.mark_read("ann", "room:a", 99) == 5
+    assert await store.mark_read("bob", "room:a", 0) == 0
+    assert await store.mark_read("ann", "room:none", 4) == 0
+    await store.append(message("room:none"))
+    assert await store.mark_read("ann", "room:none", 0) == 0, "not remembered from before"
+
+
+async def test_unread_is_what_is_kept_came_in_ones_time_and_was_not_read(store: Timeline) -> None:
+    await fill(store, "group:a", 10)
+    await store.join("group:a", ["bob"])
+    await fill(store, "group:a", 5)
+    topics = ["group:a", "room:none"]
+    marks = await store.marks("bob", topics)
+    assert marks == {"group:a": Mark(0, 10, 1, 15), "room:none": Mark(0, 0, 1, 0)}
+    assert [mark.unread for mark in marks.values()] == [5, 0]
+    await store.mark_read("bob", "group:a", 12)
+    assert (await store.marks("bob", topics))["group:a"].unread == 3
+    assert (await store.marks("ann", topics))["group:a"].unread == 15
+    await store.trim("group:a", 15)
+    assert (await store.marks("bob", topics))["group:a"] == Mark(12, 10, 15, 15)
+    assert (await store.marks("bob", topics))["group:a"].unread == 1
+    await store.mark_read("bob", "group:a", 15)
+    assert (await store.marks("bob", topics))["group:a"].unread == 0
+
+
 # Cursors
 
 
@@ -338,6 +427,15 @@ async def test_cursors_move_forward_only_unless_told_to(store: Timeline) -> None
         Cursor("ann", "tablet", "room:a", 9),
     ]
     assert await store.cursor("bob", "phone", "room:a") is None
+
+
+async def test_cursors_of_a_topic_come_in_pages_by_user_and_device(store: Timeline) -> None:
+    ones = [Cursor(user, device, "room:a", 1) for user in ("ann", "bob") for device in ("a", "z")]
+    await store.put_cursors([*reversed(ones), Cursor("ann", "m", "room:b", 1)])
+    assert await store.cursors_of("room:a") == ones
+    assert await store.cursors_of("room:a", limit=2) == ones[:2]
+    assert await store.cursors_of("room:a", after=("ann", "b")) == ones[1:]
+    assert await store.cursors_of("room:none") == []
 
 
 # Dead letters
@@ -414,9 +512,13 @@ async def test_everything_is_there_after_a_restart(disk: Any) -> None:
     await store.take_dead([1])
     await fill(store, "room:b", 3)
     await store.trim("room:b", 100)
+    await store.join("group:c", ["ann"])
+    await store.mark_read("ann", "room:a", 1)
     store = await disk()
     assert store.epoch == epoch
     assert store.damage == []
+    assert await store.memberships("ann") == ["group:c"]
+    assert (await store.marks("ann", ["room:a"]))["room:a"] == Mark(1, 0, 1, 1)
     assert (await store.read("room:a")).frames == first.frames
     assert await store.extent("room:b") == Extent("room:b", 4, 3)
     assert seqs((await store.append(message("room:b"))).frames) == [4]
@@ -509,7 +611,7 @@ async def test_what_is_newer_or_no_store_is_refused(disk: Any, tmp_path: Path) -
     await store.close()
     path = tmp_path / "data" / timeline_sqlite_schema.FILE
     for pragma, said in [
-        ("user_version = 2", "written by a newer imserver"),
+        (f"user_version = {timeline_sqlite_schema.VERSION + 1}", "written by a newer imserver"),
         ("application_id = 5", "is no store of imserver"),
     ]:
         connection = apsw.Connection(str(path))
@@ -523,6 +625,68 @@ async def test_what_is_newer_or_no_store_is_refused(disk: Any, tmp_path: Path) -
     assert path.read_bytes() == b"something else " * 1000
     with pytest.raises(StoreError, match="there is no store in"):
         await SqliteTimeline.open(tmp_path / "elsewhere", must_exist=True)
+
+
+async def old_store(disk: Any, monkeypatch: pytest.MonkeyPatch, version: int) -> int:
+    """A store as an imserver of that version left it: a message, a cursor. Its epoch."""
+    steps = timeline_sqlite_schema.STEPS[:version]
+    with monkeypatch.context() as patch:
+        patch.setattr(timeline_sqlite_schema, "STEPS", steps)
+        patch.setattr(timeline_sqlite_schema, "VERSION", version)
+        store = await disk()
+        await store.append(message("room:a", "old"))
+        await store.put_cursors([Cursor("ann", "phone", "room:a", 1)])
+        await store.close()
+    return int(store.epoch)
+
+
+@pytest.mark.parametrize("version", range(1, timeline_sqlite_schema.VERSION))
+async def test_a_store_of_an_older_version_is_brought_up_and_then_like_a_new_one(
+    disk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    epoch = await old_store(disk, monkeypatch, version)
+    store = await disk()
+    assert store.epoch == epoch
+    assert bodies((await store.read("room:a")).frames) == ["old"]
+    assert await store.cursors_of("room:a") == [Cursor("ann", "phone", "room:a", 1)]
+    assert await store.join("room:a", ["ann"]) == ["ann"]
+    sql = "SELECT type, name, sql FROM sqlite_schema ORDER BY name"
+    new = await SqliteTimeline.open(tmp_path / "new")
+    assert list(store._store.connection.execute(sql)) == list(new._store.connection.execute(sql))
+    assert store._store.connection.pragma("user_version") == timeline_sqlite_schema.VERSION
+    await new.close()
+
+
+async def test_a_step_that_fails_leaves_the_old_store_as_it_was(
+    disk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await old_store(disk, monkeypatch, 1)
+    with monkeypatch.context() as patch:
+        broken = (
+            *timeline_sqlite_schema.STEPS[:2],
+            "CREATE TABLE more (n); CREATE TABLE topic (n)",
+        )
+        patch.setattr(timeline_sqlite_schema, "STEPS", broken)
+        patch.setattr(timeline_sqlite_schema, "VERSION", len(broken))
+        with pytest.raises(StoreError, match="table topic already exists"):
+            await SqliteTimeline.open(tmp_path / "data")
+    connection = apsw.Connection(str(tmp_path / "data" / timeline_sqlite_schema.FILE))
+    assert connection.pragma("user_version") == 1
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    assert not tables & {"member", "mark", "more"}
+    connection.close()
+    store = await disk()
+    assert bodies((await store.read("room:a")).frames) == ["old"]
+
+
+async def test_checking_an_old_store_leaves_it_old(
+    disk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await old_store(disk, monkeypatch, 1)
+    assert check(tmp_path / "data").problems == []
+    connection = apsw.Connection(str(tmp_path / "data" / timeline_sqlite_schema.FILE))
+    assert connection.pragma("user_version") == 1
+    connection.close()
 
 
 async def test_the_file_is_flushed_checked_and_private(disk: Any, tmp_path: Path) -> None:
