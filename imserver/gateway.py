@@ -17,7 +17,7 @@ contain (gateway_frames), what the application orders (gateway_orders).
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -52,6 +52,9 @@ from imserver.timeline_sqlite import SqliteTimeline
 
 #: How often expired sessions are looked for: one pass over the table, a millisecond for 20,000.
 SWEEP_S: Final = 1.0
+
+#: Whoever has the result of a CALL.
+Ask = Callable[[], Coroutine[Any, Any, Any]]
 
 _log = logging.getLogger("imserver.gateway")
 
@@ -229,11 +232,15 @@ class Gateway:
 
     def on_call(self, session: Session, request: int, body: Call) -> None:
         if self._hooks.answers(body.method):
-            work = partial(self._call, session, request, body)
-            self.answers.later(self._calling, session, request, _core.ENDS_CALL, work)
+            ask = partial(self._hooks.call, body.method, session, body.params)
+        elif self._calls.waits(body.method):
+            ask = partial(self._calls.answer_later, session, body.method, body.params)
         else:
             result = self._calls.answer(session, body.method, body.params)
             self._answer(session, request, result)
+            return
+        work = partial(self._call, session, request, ask)
+        self.answers.later(self._calling, session, request, _core.ENDS_CALL, work)
 
     def on_ask(self, conn: int, _a: int, _b: int, data: bytes) -> None:
         session = self._session(conn)
@@ -357,9 +364,8 @@ class Gateway:
         if self.answers.is_here(session):
             self.core.send(session.conn, b"", _core.ENDS_PAUSE)
 
-    async def _call(self, session: Session, request: int, body: Call) -> None:
-        result = await self._hooks.call(body.method, session, body.params)
-        self._answer(session, request, result)
+    async def _call(self, session: Session, request: int, ask: Ask) -> None:
+        self._answer(session, request, await ask())
 
     def _answer(self, session: Session, request: int, result: Any) -> None:
         if self.answers.is_here(session):

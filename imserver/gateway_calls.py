@@ -1,21 +1,21 @@
-"""CALL: the methods every server has. Quick looks into memory, answered at once.
+"""CALL: the methods every server has, by name. docs/protocol.md has their params and results.
 
-    presence {users: [..]}  -> {user: {"online": bool, "devices": [..]}}   up to 1,000 users
-    members  {topic, limit} -> [user, ..]    who is subscribed; needs the right to subscribe
-    refresh  {token}        -> {"expires_ms": n}    a new token for the same user
-
-The application's own methods (on_call) come first, so it can put its own in place of these.
+Some are quick looks into memory, answered at once; those that the store answers are waited for
+(gateway_kept), and a server without one refuses them. The application's own methods (on_call) come
+first, so it can put its own in place of these.
 
 Not here: waiting for an on_call hook, and the frames (gateway).
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from imserver.errors import ErrorCode, ImError
+from imserver.gateway_kept import AskHistory, AskRead, AskUnread, Kept, may_see
 from imserver.model_session import Session
 from imserver.protocol import check_topic
 from imserver.routing import Routing
@@ -31,6 +31,7 @@ class _Presence(msgspec.Struct):
 
 class _Members(msgspec.Struct):
     topic: str
+    after: str = ""
     limit: Annotated[int, Meta(ge=1, le=USERS_MAX)] = USERS_MAX
 
 
@@ -45,21 +46,54 @@ Refresh = Callable[[Session, str], None]
 
 
 class Calls:
-    """The built-in methods. `refresh` is the gateway's, since it changes what the core knows."""
+    """The built-in methods. `refresh` is the gateway's, since it changes what the core knows.
+    `kept` are the answers of the store, which have `timeout_s`."""
 
-    def __init__(self, sessions: Sessions, routing: Routing, refresh: Refresh) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        routing: Routing,
+        refresh: Refresh,
+        kept: Kept | None = None,
+        timeout_s: float = 8.0,
+    ) -> None:
         self._sessions = sessions
         self._routing = routing
         self._refresh = refresh
+        self._kept = kept
+        self._timeout_s = timeout_s
         self._methods: dict[str, Callable[[Session, Any], Any]] = {
             "presence": self.on_presence,
             "members": self.on_members,
             "refresh": self.on_refresh,
         }
+        self._waiting: dict[str, Callable[[Session, Any], Coroutine[Any, Any, Any]]] = {}
+        if kept:
+            self._waiting = {
+                "history": lambda session, params: kept.history(session, _read(params, AskHistory)),
+                "read": lambda session, params: kept.read(session, _read(params, AskRead)),
+                "unread": lambda session, params: kept.unread(session, _read(params, AskUnread)),
+                "members": self.on_kept_members,
+            }
+
+    def waits(self, method: str) -> bool:
+        """Whether it is for `answer_later`, since the store has to be asked."""
+        return method in self._waiting
+
+    async def answer_later(self, session: Session, method: str, params: Any) -> Any:
+        """As `answer`, for those that wait; also ImError 408, when the disk takes too long."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._waiting[method](session, params)
+        except TimeoutError:
+            raise ImError(ErrorCode.TIMEOUT) from None
 
     def answer(self, session: Session, method: str, params: Any) -> Any:
-        """The result. ImError 404 for an unknown method, 422 for params that are not as above."""
+        """The result. ImError 404 for an unknown method, 422 for params that are not as
+        documented, 507 for what only a server with a store can answer."""
         handler = self._methods.get(method)
+        if handler is None and method in ("history", "read", "unread"):
+            raise ImError(ErrorCode.NOT_DURABLE, "this server keeps no messages")
         if handler is None:
             raise ImError(ErrorCode.NOT_FOUND, "no such method")
         return handler(session, params)
@@ -72,16 +106,27 @@ class Calls:
         }
 
     def on_members(self, session: Session, params: Any) -> list[str]:
-        asked = _read(params, _Members)
-        topic = check_topic(asked.topic)
-        if not self._routing.may_subscribe(session.user, session.rights, topic):
-            raise ImError(ErrorCode.FORBIDDEN, "only those who may subscribe see the members")
+        """Who is subscribed."""
+        asked = self._asked_members(session, params)
         users: dict[str, None] = {}  # in order, and a second device does not count
-        for member in self._sessions.members(topic):
+        for member in self._sessions.members(asked.topic):
             users[member.user] = None
             if len(users) == asked.limit:
                 break
         return list(users)
+
+    async def on_kept_members(self, session: Session, params: Any) -> list[str]:
+        """Those of the store; who is subscribed where a topic has none there."""
+        asked = self._asked_members(session, params)
+        assert self._kept
+        found = await self._kept.members(session, asked.topic, asked.after, asked.limit)
+        return found if found or asked.after else self.on_members(session, params)
+
+    def _asked_members(self, session: Session, params: Any) -> _Members:
+        asked = _read(params, _Members)
+        if not may_see(self._routing, self._sessions, session, check_topic(asked.topic)):
+            raise ImError(ErrorCode.FORBIDDEN, "only those who may subscribe see the members")
+        return asked
 
     def on_refresh(self, session: Session, params: Any) -> dict[str, int]:
         self._refresh(session, _read(params, _Refresh).token)

@@ -17,7 +17,10 @@ from imserver.config import Auth, Config, Key, Limits
 from imserver.errors import CloseCode, ImError
 from imserver.gateway import Gateway
 from imserver.gateway_answers import Answers
+from imserver.gateway_calls import Calls
+from imserver.gateway_kept import Kept
 from imserver.hooks import Hooks, Publication
+from imserver.membership import Membership
 from imserver.model_session import Login, Session
 from imserver.protocol import (
     Body,
@@ -33,6 +36,7 @@ from imserver.protocol import (
 )
 from imserver.routing import Routing
 from imserver.sessions import MemorySessions
+from imserver.timeline_memory import MemoryTimeline
 
 JSON, MSGPACK = 1, 2
 AUTH = Auth(keys=(Key(algorithm="HS256", secret="0123456789abcdef" * 2),))
@@ -476,6 +480,25 @@ async def test_presence_and_members(bench: Bench) -> None:
     bench.core.frame(1, FrameType.CALL, Call("members", {"topic": "room:a", "limit": 1}))
     bench.turn()
     assert bench.core.last(1)[1].result == ["ann"]
+
+
+async def test_what_the_store_is_asked_is_answered_when_it_has_answered(bench: Bench) -> None:
+    store = MemoryTimeline()
+    await store.append(encode_message("room:a", "bob", b"!"))
+    members = Membership(
+        store, is_kept=lambda topic: True, on_joined=pytest.fail, on_left=pytest.fail
+    )
+    kept = Kept(store, members, bench.routing, bench.sessions, 65_536)
+    refresh = bench.gateway.orders.refresh
+    bench.gateway._calls = Calls(bench.sessions, bench.routing, refresh, kept, 5.0)
+    bench.login(1)
+    bench.core.frame(1, FrameType.CALL, Call("history", {"topic": "room:a"}))
+    bench.core.frame(1, FrameType.CALL, Call("history", {"topic": "user:eve"}), request=3)
+    await bench.settle()
+    (_, page), (_, error) = bench.core.answers(1)[1:]
+    assert page.result["messages"][0]["body"] == "IQ=="
+    assert error.code == 403
+    assert bench.core.calls[1] == 0
 
 
 @pytest.mark.parametrize("topic", [b"room:\xff", b"room:\n", b"\xc3"])
