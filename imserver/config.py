@@ -26,8 +26,9 @@ SPARE_DESCRIPTORS = 256
 
 Millis = Annotated[int, Meta(ge=1, le=86_400_000)]
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"]
-#: Who may: any authenticated user, one whose token says so, one whose name is in the topic, nobody.
-Who = Literal["anyone", "claim", "self", "nobody"]
+#: Who may: any authenticated user, one whose token says so, a member or one whose token says so,
+#: one whose name is in the topic, nobody.
+Who = Literal["anyone", "claim", "member", "self", "nobody"]
 #: Which messages are kept: none, those with the DURABLE flag, all.
 Durable = Literal["never", "asked", "always"]
 
@@ -269,7 +270,7 @@ class Namespace(Section, frozen=True, kw_only=True):
 DEFAULT_NAMESPACES = (
     Namespace(prefix="user", publish="claim", subscribe="self", durable="always"),
     Namespace(prefix="dm", publish="self", subscribe="self", durable="asked"),
-    Namespace(prefix="group", publish="claim", subscribe="claim", durable="asked"),
+    Namespace(prefix="group", publish="member", subscribe="member", durable="asked"),
     Namespace(prefix="room", publish="claim", subscribe="claim"),
 )
 

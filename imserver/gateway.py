@@ -27,13 +27,17 @@ from imserver.config import Config
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.gateway_answers import Answers
 from imserver.gateway_calls import Calls
+from imserver.gateway_core import make_core
 from imserver.gateway_durable import Durability
 from imserver.gateway_followers import Followers
 from imserver.gateway_frames import Frames
+from imserver.gateway_kept import Kept
 from imserver.gateway_login import Logins
+from imserver.gateway_members import Members
 from imserver.gateway_orders import Orders
 from imserver.gateway_subscriptions import Subscriptions
 from imserver.gateway_tasks import Tasks
+from imserver.gateway_verdicts import Verdicts
 from imserver.hooks import Hooks, Publication
 from imserver.model_session import NEVER, Session
 from imserver.protocol import (
@@ -41,7 +45,6 @@ from imserver.protocol import (
     FrameType,
     Subscribe,
     Unsubscribe,
-    check_topic,
     codec_of,
     decode_body,
     decode_message,
@@ -57,28 +60,6 @@ SWEEP_S: Final = 1.0
 Ask = Callable[[], Coroutine[Any, Any, Any]]
 
 _log = logging.getLogger("imserver.gateway")
-
-
-def make_core(config: Config) -> _core.Core:
-    """The core with the bounds of a configuration. ValueError, MemoryError: see `_core.pyi`."""
-    limits, beat = config.limits, config.heartbeat
-    return _core.Core(
-        threads=config.threads,
-        max_connections=limits.max_connections,
-        max_frame_bytes=limits.max_frame_bytes,
-        hello_bytes=min(limits.hello_bytes, limits.max_frame_bytes),
-        handshake_ms=limits.handshake_ms,
-        interval_ms=beat.interval_ms,
-        timeout_ms=beat.timeout_ms,
-        max_missed=beat.max_missed,
-        outbox_soft_bytes=limits.outbox_soft_bytes,
-        outbox_hard_bytes=limits.outbox_hard_bytes,
-        stall_ms=limits.stall_ms,
-        subscriptions=limits.subscriptions,
-        rights=limits.rights,
-        calls=limits.calls,
-        pool_bytes=limits.pool_bytes,
-    )
 
 
 class Gateway:
@@ -124,10 +105,28 @@ class Gateway:
             self.followers,
             most=config.limits.subscriptions,
         )
+        self.members, kept = None, None
+        if store:
+            self.members = Members(
+                self.core,
+                sessions,
+                routing,
+                self._judging,
+                self.subscriptions,
+                self.durability,
+                store,
+            )
+            self.logins.on_welcome = self.members.welcome
+            most = config.limits.max_frame_bytes
+            kept = Kept(store, self.members.membership, routing, sessions, most)
         self.orders = Orders(
             self.core, self._frames, authenticator, sessions, routing, self.subscriptions
         )
-        self._calls = Calls(sessions, routing, self.orders.refresh)
+        self._verdicts = Verdicts(
+            self.core, routing, hooks, self.answers, self._judging, self.durability, self.members
+        )
+        timeout_s = config.limits.call_timeout_ms / 1000
+        self._calls = Calls(sessions, routing, self.orders.refresh, kept, timeout_s)
         self._hook_timeout_s = config.limits.hook_timeout_ms / 1000
 
     # Life
@@ -149,7 +148,8 @@ class Gateway:
 
     async def settle(self) -> None:
         """Before the store closes: what has been acknowledged goes into it."""
-        if self.followers:
+        if self.followers and self.members:
+            await self.members.membership.close()
             await self.followers.stop()
 
     async def stop(self) -> None:
@@ -171,7 +171,7 @@ class Gateway:
         self.core.stop()
         # Its sockets close with the last reference, which must not wait for the collector.
         del self.core, self.answers, self.logins, self.orders, self._calls
-        del self.durability, self.followers, self.subscriptions
+        del self.durability, self.followers, self.subscriptions, self.members, self._verdicts
 
     def leave(self) -> None:
         """Take nobody new, and ask those who are here to come back later."""
@@ -225,7 +225,11 @@ class Gateway:
             self.answers.refuse(session, request, ImError(ErrorCode.INTERNAL), ends)
 
     def on_subscribe(self, session: Session, request: int, body: Subscribe) -> None:
-        self.subscriptions.on_subscribe(session, request, body)
+        if self.members is None or self.members.is_known(session):
+            self.subscriptions.on_subscribe(session, request, body)
+        else:
+            work = partial(self._subscribe, self.members, session, request, body)
+            self.answers.later(self._judging, session, request, _core.ENDS_PAUSE, work)
 
     def on_unsubscribe(self, session: Session, request: int, body: Unsubscribe) -> None:
         self.subscriptions.on_unsubscribe(session, request, body)
@@ -234,7 +238,7 @@ class Gateway:
         if self._hooks.answers(body.method):
             ask = partial(self._hooks.call, body.method, session, body.params)
         elif self._calls.waits(body.method):
-            ask = partial(self._calls.answer_later, session, body.method, body.params)
+            ask = partial(self._ask_store, session, body)
         else:
             result = self._calls.answer(session, body.method, body.params)
             self._answer(session, request, result)
@@ -244,19 +248,8 @@ class Gateway:
 
     def on_ask(self, conn: int, _a: int, _b: int, data: bytes) -> None:
         session = self._session(conn)
-        if session is None:
-            return
-        try:
-            topic = check_topic(data)
-        except ImError:
-            self.core.decide(conn, data, _core.DENY, ErrorCode.BAD_FRAME)
-            return
-        if not self._routing.may_publish(session.user, session.rights, topic):
-            self.core.decide(conn, data, _core.DENY, ErrorCode.FORBIDDEN)
-        elif self._hooks.judges_messages(topic):
-            self.core.decide(conn, data, _core.HOOK)
-        else:
-            self.core.decide(conn, data, self.durability.verdict(topic))
+        if session:
+            self._verdicts.on_ask(session, data)
 
     def on_message(self, conn: int, _a: int, _b: int, data: bytes) -> None:
         session = self._session(conn)
@@ -342,6 +335,8 @@ class Gateway:
         if self.followers:
             self.followers.close(conn)
         session = self.sessions.close(conn)
+        if session and self.members:
+            self.members.close(session)
         if session is None or not self._hooks.sees_closes:
             return
         if not self._closing.start(partial(self._hooks.close, session, code)):
@@ -363,6 +358,18 @@ class Gateway:
         await self.followers.on_position(number, is_nack, data)
         if self.answers.is_here(session):
             self.core.send(session.conn, b"", _core.ENDS_PAUSE)
+
+    async def _subscribe(
+        self, members: Members, session: Session, request: int, body: Subscribe
+    ) -> None:
+        await members.known(session)
+        if self.answers.is_here(session):
+            self.subscriptions.on_subscribe(session, request, body)
+
+    async def _ask_store(self, session: Session, body: Call) -> Any:
+        if self.members:
+            await self.members.known(session)
+        return await self._calls.answer_later(session, body.method, body.params)
 
     async def _call(self, session: Session, request: int, ask: Ask) -> None:
         self._answer(session, request, await ask())

@@ -8,6 +8,7 @@ Not here: what a token proves (auth), when a session ends again (gateway).
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -48,7 +49,8 @@ _log = logging.getLogger("imserver.gateway")
 
 
 class Logins:
-    """Those who knock. `is_leaving` sends them to another server, or to this one later."""
+    """Those who knock. `is_leaving` sends them to another server, or to this one later;
+    `on_welcome` hears of each who has come in."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Logins:
         tasks: Tasks,
     ) -> None:
         self.is_leaving = False
+        self.on_welcome: Callable[[Session], None] | None = None
         self._dev = dev
         self._core = core
         self._frames = frames
@@ -147,6 +150,8 @@ class Logins:
         replaced = self._sessions.open(session)
         if replaced:
             self._core.close(replaced.conn, CloseCode.REPLACED)
+        if self.on_welcome:
+            self.on_welcome(session)
 
     def _reject(
         self, conn: int, codec: int, request: int, error: ImError, close: CloseCode

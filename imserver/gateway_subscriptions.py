@@ -87,9 +87,25 @@ class Subscriptions:
                 self._followers.begin(session, request, body, position)
                 self._sessions.subscribe(session, topic)
 
+    async def follow_unasked(self, session: Session, topic: str) -> None:
+        """Subscribe a member, who is told by a SUBSCRIBED with request 0. What they hold stays as
+        it is. ImError when routing or a bound forbids it."""
+        if not self._answers.is_here(session) or topic in self._sessions.topics(session):
+            return
+        self._check(session, topic)
+        if not self._followers or not self._durability.may_keep(topic):
+            self._begin(session, 0, topic, "*")
+            return
+        asked = Subscribe(topic, durable=True)
+        position = await self._followers.position(session, asked)
+        if self._answers.is_here(session) and topic not in self._sessions.topics(session):
+            self._check(session, topic)
+            self._followers.begin(session, 0, asked, position)
+            self._sessions.subscribe(session, topic)
+
     def _begin(self, session: Session, request: int, topic: str, tags: str) -> None:
         frame = gateway_frames.subscribed(Subscribed(topic), session, request)
-        ends = _core.ENDS_PAUSE
+        ends = _core.ENDS_PAUSE if request else _core.ENDS_NOTHING
         self._core.subscribe(session.conn, topic.encode(), tags.encode(), frame, ends)
         self._sessions.subscribe(session, topic)
         if self._followers:

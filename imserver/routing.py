@@ -7,6 +7,7 @@ A topic belongs to the namespace before its first colon. Its policy names one of
 
     anyone   every authenticated user
     claim    who has a right in the token: {"im": {"publish": ["room:lobby", "room:team-*"]}}
+    member   who is a member of the topic (kept in the store), and who may by `claim`
     self     whose name the topic carries: user:<id>, or one of the two of dm:<a>:<b>
     nobody   the server alone
 
@@ -16,7 +17,7 @@ A topic belongs to the namespace before its first colon. Its policy names one of
 Not here: what a topic may look like (names), tokens (auth), who has been told (gateway).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from imserver.config import DEFAULT_NAMESPACES, Durable, Namespace, Who
@@ -32,7 +33,8 @@ DENIALS_MAX: Final = 10_000
 class Routing:
     """The policies of the namespaces, and the denials that `Server.revoke` records.
 
-    With `dev` rooms are open to everybody who is logged in.
+    With `dev` rooms are open to everybody who is logged in. `is_member(user, topic)` is whoever
+    knows the members; without a store nobody is one.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Routing:
             )
         self._denied: dict[str, set[str]] = {}
         self._denials = 0
+        self.is_member: Callable[[str, str], bool] = lambda user, topic: False
 
     def may_publish(self, user: str, rights: Rights, topic: str) -> bool:
         policy = self.policy(topic)
@@ -70,7 +73,9 @@ class Routing:
             return True
         if who == "self":
             return user in owners(topic)
-        return who == "claim" and any(matches(pattern, topic) for pattern in granted)
+        if who == "member" and self.is_member(user, topic):
+            return True
+        return who in ("claim", "member") and any(matches(pattern, topic) for pattern in granted)
 
     def is_denied(self, user: str, topic: str) -> bool:
         denied = self._denied.get(user)

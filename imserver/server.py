@@ -18,7 +18,7 @@ Not here: what clients do (gateway), what hooks see (hooks), the signals and log
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -36,6 +36,7 @@ from imserver.hooks import (
     OnSubscribe,
     check_pattern,
 )
+from imserver.membership import Membership
 from imserver.model import CODECS, encode_value
 from imserver.protocol import (
     DURABLE,
@@ -268,6 +269,23 @@ class Server:
         """Deliver a message to every connection, subscribed or not, on the topic "$broadcast"."""
         gateway = self._running()
         gateway.orders.broadcast(self._message(BROADCAST_TOPIC, body, tag, sender, codec, 0))
+
+    async def join(self, topic: str, users: Collection[str]) -> None:
+        """Make users members of a topic: where its namespace says `member` they may publish and
+        subscribe, and their sessions are subscribed by themselves, now and at each login. A dm
+        has its two from its first kept message on. ImError 403 for whom the topic cannot have,
+        442 past a bound, 507 without a store."""
+        await self._members().join(topic, users)
+
+    async def leave(self, topic: str, users: Collection[str]) -> None:
+        """End memberships. Their sessions get UNSUBSCRIBED 403."""
+        await self._members().leave(topic, users)
+
+    def _members(self) -> Membership:
+        members = self._running().members
+        if members is None:
+            raise ImError(ErrorCode.NOT_DURABLE, "members are kept in a store: set data_dir")
+        return members.membership
 
     async def revoke(self, user: str, topic: str | None = None) -> None:
         """Judge a user's live connections again, at once.

@@ -50,8 +50,11 @@ class Peer:
             self.unread += data
 
     def expect(self, type: int) -> bytes:
-        """The next frame, which has to be of that type."""
+        """The next frame, which has to be of that type; but for what a login is subscribed to by
+        itself."""
         frame = self.receive()
+        while frame is not None and frame[0] == FrameType.SUBSCRIBED != type and frame[2] == 0:
+            frame = self.receive()
         assert frame is not None, f"the connection ended; expected {FrameType(type).name}"
         assert frame[0] == type, f"expected {FrameType(type).name}, not {frame}"
         return frame[3]

@@ -11,7 +11,7 @@ from imserver import _core
 from imserver.auth import Authenticator, issue
 from imserver.config import Auth, Config, Key
 from imserver.config import Limits as Bounds
-from imserver.gateway import make_core
+from imserver.gateway_core import make_core
 from imserver.protocol import (
     CODEC_JSON,
     CODEC_MSGPACK,

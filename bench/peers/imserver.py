@@ -58,6 +58,9 @@ def _configured(auth: Auth, address: tuple[str, int]) -> Iterator[tuple[Path, Ad
     if auth == "dev":
         lines.append("dev = true")
     lines += ["[[auth.keys]]", 'algorithm = "HS256"', f'secret = "{secret}"']
+    # Rooms alone: who logs in has no inbox that would be subscribed by itself.
+    lines += ["[[namespaces]]", 'prefix = "room"', 'publish = "claim"', 'subscribe = "claim"']
+    lines += ['durable = "asked"']
     with tempfile.TemporaryDirectory(prefix="imserver-bench-") as directory:
         config = Path(directory) / "imserver.toml"
         lines.insert(0, f'data_dir = "{directory}/data"')
