@@ -87,22 +87,30 @@ class Welcome(Body):
 
 
 class Subscribe(Body):
-    """`after` asks for everything behind that seq; None: the stored cursor, else the head."""
+    """`after` asks for everything behind that seq; None: the stored cursor, else the head.
+    `epoch` is the numbering that the client knows; when it is another one by now, `after` means
+    nothing and everything that is kept is sent."""
 
     topic: str
     tags: str = "*"
     after: Count | None = None
     durable: bool = False
+    epoch: str = ""
 
 
 class Subscribed(Body):
-    """`head` is the last seq of the topic, `cursor` the last acknowledged one. When `epoch`
-    differs from an earlier one, the topic was numbered anew and old numbers mean nothing."""
+    """`first` and `head` are the first and the last seq that the topic has, and the subscription
+    continues behind `cursor`; `missed` messages behind it are gone by retention. When `epoch`
+    differs from an earlier one, the topic was numbered anew and old numbers mean nothing.
+    `durable`: acknowledgements are expected."""
 
     topic: str
     head: Count = 0
     cursor: Count = 0
     epoch: str = ""
+    first: Count = 0
+    missed: Count = 0
+    durable: bool = False
 
 
 class Unsubscribe(Body):

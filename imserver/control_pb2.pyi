@@ -70,28 +70,36 @@ class Welcome(_message.Message):
     def __init__(self, user: _Optional[str] = ..., session: _Optional[str] = ..., node: _Optional[str] = ..., time: _Optional[int] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., reconnect: _Optional[_Union[Reconnect, _Mapping]] = ...) -> None: ...
 
 class Subscribe(_message.Message):
-    __slots__ = ("topic", "tags", "after", "durable")
+    __slots__ = ("topic", "tags", "after", "durable", "epoch")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     topic: str
     tags: str
     after: int
     durable: bool
-    def __init__(self, topic: _Optional[str] = ..., tags: _Optional[str] = ..., after: _Optional[int] = ..., durable: bool = ...) -> None: ...
+    epoch: str
+    def __init__(self, topic: _Optional[str] = ..., tags: _Optional[str] = ..., after: _Optional[int] = ..., durable: bool = ..., epoch: _Optional[str] = ...) -> None: ...
 
 class Subscribed(_message.Message):
-    __slots__ = ("topic", "head", "cursor", "epoch")
+    __slots__ = ("topic", "head", "cursor", "epoch", "first", "missed", "durable")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
     topic: str
     head: int
     cursor: int
     epoch: str
-    def __init__(self, topic: _Optional[str] = ..., head: _Optional[int] = ..., cursor: _Optional[int] = ..., epoch: _Optional[str] = ...) -> None: ...
+    first: int
+    missed: int
+    durable: bool
+    def __init__(self, topic: _Optional[str] = ..., head: _Optional[int] = ..., cursor: _Optional[int] = ..., epoch: _Optional[str] = ..., first: _Optional[int] = ..., missed: _Optional[int] = ..., durable: bool = ...) -> None: ...
 
 class Unsubscribe(_message.Message):
     __slots__ = ("topic",)

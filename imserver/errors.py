@@ -45,7 +45,7 @@ class ErrorCode(IntEnum):
     TOO_MANY_SUBSCRIPTIONS = 442, "client", False, "this connection holds as many as it may"
     INTERNAL = 500, "server", True, "the server failed; its log knows more"
     OVERLOADED = 503, "server", True, "no room at the moment; wait retry_after_ms"
-    NOT_DURABLE = 507, "server", False, "this server keeps no messages for that topic"
+    NOT_DURABLE = 507, "server", False, "this message or topic cannot be kept here"
 
 
 class Action(Enum):
