@@ -129,8 +129,8 @@ void im_right_drop_all(struct im_rights *, struct im_topics *, uint32_t *first,
                        uint16_t *count);
 
 enum im_cursor_mark { IM_CURSOR_LIVE, IM_CURSOR_ASKED, ... };
-struct im_cursor { struct im_topic *topic; uint64_t acked; uint64_t sent; uint64_t last;
-                   uint64_t seen; uint32_t number; uint32_t conn; uint32_t filter; uint32_t sub;
+struct im_cursor { struct im_topic *topic; uint64_t acked; uint64_t sent; uint64_t seen;
+                   uint32_t number; uint32_t conn; uint32_t filter; uint32_t sub;
                    uint32_t next; uint32_t prev; uint16_t window; uint8_t marks; ...; };
 struct im_cursors { struct im_cursor *slots; uint32_t live; ...; };
 void im_cursors_init(struct im_cursors *);
@@ -140,6 +140,7 @@ uint32_t im_cursor_open(struct im_cursors *, struct im_topics *, struct im_span 
 void im_cursor_close(struct im_cursors *, struct im_topics *, uint32_t cursor, uint32_t *first);
 uint32_t im_cursor_find(const struct im_cursors *, const struct im_topics *, uint32_t number,
                         uint32_t first);
+uint64_t im_cursor_open_count(const struct im_cursor *);
 uint64_t im_cursor_room(const struct im_cursor *);
 bool im_cursor_may_ask(const struct im_cursor *);
 bool im_cursor_offer(struct im_cursor *, uint64_t seq, uint32_t count);

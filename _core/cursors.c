@@ -15,6 +15,8 @@ void im_cursors_init(struct im_cursors *cursors)
 
 void im_cursors_free(struct im_cursors *cursors)
 {
+    for (uint32_t slot = 0; slot < cursors->count; slot++)
+        free(cursors->slots[slot].ring);
     free(cursors->slots);
     im_cursors_init(cursors);
 }
@@ -39,6 +41,7 @@ static uint32_t new_slot(struct im_cursors *cursors)
 
 static void give_slot(struct im_cursors *cursors, uint32_t slot)
 {
+    free(cursors->slots[slot].ring);
     cursors->slots[slot] = (struct im_cursor){.next = cursors->vacant};
     cursors->vacant = slot;
 }
@@ -64,7 +67,8 @@ uint32_t im_cursor_open(struct im_cursors *cursors, struct im_topics *topics,
     *cursor = *begin;
     cursor->topic = topic;
     cursor->sub = sub;
-    cursor->sent = cursor->last = cursor->acked;
+    cursor->sent = cursor->acked;
+    cursor->ring = NULL;
     cursor->seen = 0;
     cursor->marks = 0; /* not live before the timeline was read */
     cursor->prev = cursor->next_changed = IM_NONE;
@@ -128,27 +132,60 @@ bool im_cursor_offer(struct im_cursor *cursor, uint64_t seq, uint32_t count)
     return false;
 }
 
+static void push_open(struct im_cursor *cursor, uint64_t seq)
+{
+    uint32_t at = (uint32_t)cursor->first + cursor->open++;
+
+    cursor->ring[at % cursor->window] = seq;
+}
+
+/* From here on there are holes between acked and sent. Without memory they
+ * count as open, until nothing is. */
+static void make_sparse(struct im_cursor *cursor)
+{
+    if (!cursor->ring)
+        cursor->ring = malloc(cursor->window * sizeof *cursor->ring);
+    if (!cursor->ring)
+        return;
+    cursor->marks |= IM_CURSOR_SPARSE;
+    cursor->first = cursor->open = 0;
+    for (uint64_t seq = cursor->acked + 1; seq <= cursor->sent; seq++)
+        push_open(cursor, seq);
+}
+
 void im_cursor_move(struct im_cursor *cursor, uint64_t seq, bool passed)
 {
-    bool is_idle = cursor->acked == cursor->sent;
-
     if (seq <= cursor->sent)
         return;
+    if (!cursor->window || (!passed && !im_cursor_open_count(cursor))) {
+        cursor->acked = cursor->sent = seq;
+        return;
+    }
+    if (!passed && !(cursor->marks & IM_CURSOR_SPARSE))
+        make_sparse(cursor);
+    else if (passed && cursor->marks & IM_CURSOR_SPARSE)
+        for (uint64_t next = cursor->sent + 1; next <= seq; next++)
+            push_open(cursor, next);
     cursor->sent = seq;
-    if (passed)
-        cursor->last = seq;
-    if (!cursor->window || (is_idle && !passed))
-        cursor->acked = seq;
 }
 
 bool im_cursor_ack(struct im_cursor *cursor, uint64_t seq)
 {
     if (seq > cursor->sent)
         return false;
-    if (seq >= cursor->last)
-        seq = cursor->sent;
-    if (seq > cursor->acked)
-        cursor->acked = seq;
+    if (seq <= cursor->acked)
+        return true;
+    cursor->acked = seq;
+    if (!(cursor->marks & IM_CURSOR_SPARSE))
+        return true;
+    while (cursor->open && cursor->ring[cursor->first] <= seq) {
+        cursor->first = (uint16_t)((cursor->first + 1u) % cursor->window);
+        cursor->open--;
+    }
+    if (!cursor->open) {
+        cursor->acked = cursor->sent;
+        cursor->marks &= (uint8_t)~IM_CURSOR_SPARSE;
+    }
     return true;
 }
 

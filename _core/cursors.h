@@ -7,15 +7,15 @@
  * behind: from there on it costs nothing, and the timeline is read for it when
  * there is room again. Nothing is queued here.
  *
- *   K1  acked <= sent, and sent - acked <= window.
- *   K2  what is sent is exactly the messages behind each other that pass the
- *       filter: a message that does not follow `sent` puts the cursor behind.
- *   K3  live means sent == seen: no commit that this thread knows of is
- *       missing.
+ *   K1  acked <= sent, and at most `window` messages between them are open:
+ * sent and not acknowledged. K2  what is sent is exactly the messages behind
+ * each other that pass the filter: a message that does not follow `sent` puts
+ * the cursor behind. K3  live means sent == seen: no commit that this thread
+ * knows of is missing.
  *
  * A message that the filter keeps back counts as sent, and as acknowledged when
- * nothing else is open. So a window may be counted fuller than it is, never
- * emptier.
+ * nothing is open. As long as none has been kept back, what is open is all from
+ * acked to sent; from then on, until nothing is open, a ring has their seqs.
  */
 #pragma once
 
@@ -23,18 +23,19 @@
 
 enum im_cursor_mark {
     IM_CURSOR_LIVE = 1,
-    IM_CURSOR_ASKED = 2,   /* the timeline is being read for it */
-    IM_CURSOR_OWED = 4,    /* Python should be asked, and could not be */
-    IM_CURSOR_CHANGED = 8, /* on the list of those to report */
-    IM_CURSOR_FORWARD = 16 /* old acknowledgements mean something (NACK) */
+    IM_CURSOR_ASKED = 2,    /* the timeline is being read for it */
+    IM_CURSOR_OWED = 4,     /* Python should be asked, and could not be */
+    IM_CURSOR_CHANGED = 8,  /* on the list of those to report */
+    IM_CURSOR_FORWARD = 16, /* old acknowledgements mean something (NACK) */
+    IM_CURSOR_SPARSE = 32   /* the ring has what is open */
 };
 
 struct im_cursor {
     struct im_topic *topic;
     uint64_t acked;
     uint64_t sent;
-    uint64_t last; /* the last one that passed the filter */
-    uint64_t seen; /* the newest commit this thread knows of */
+    uint64_t seen;  /* the newest commit this thread knows of */
+    uint64_t *ring; /* room for a window, once it was needed */
     uint32_t number;
     uint32_t conn;   /* slot */
     uint32_t filter; /* its tag expression */
@@ -44,6 +45,8 @@ struct im_cursor {
     uint32_t next_changed; /* of the list of those to report */
     uint32_t prev_changed;
     uint16_t window; /* 0: nothing is acknowledged */
+    uint16_t first;  /* place in the ring of the oldest open one */
+    uint16_t open;   /* how many are in the ring */
     uint8_t marks;
 };
 
@@ -74,10 +77,17 @@ uint32_t im_cursor_find(const struct im_cursors *cursors,
                         const struct im_topics *topics, uint32_t number,
                         uint32_t first);
 
+/* How many messages it was sent and has not acknowledged. */
+static inline uint64_t im_cursor_open_count(const struct im_cursor *cursor)
+{
+    return cursor->marks & IM_CURSOR_SPARSE ? cursor->open
+                                            : cursor->sent - cursor->acked;
+}
+
 /* How many more messages it may be sent; a lot without a window. */
 static inline uint64_t im_cursor_room(const struct im_cursor *cursor)
 {
-    uint64_t open = cursor->sent - cursor->acked;
+    uint64_t open = im_cursor_open_count(cursor);
     return !cursor->window          ? UINT32_MAX
            : open >= cursor->window ? 0
                                     : cursor->window - open;
@@ -88,15 +98,15 @@ static inline bool im_cursor_may_ask(const struct im_cursor *cursor)
 {
     return !(cursor->marks & (IM_CURSOR_LIVE | IM_CURSOR_ASKED)) &&
            (!cursor->window ||
-            cursor->sent - cursor->acked <= cursor->window / 2u);
+            im_cursor_open_count(cursor) <= cursor->window / 2u);
 }
 
 /* A commit of `count` messages from `seq` on has come to this thread. True when
  * the cursor can be sent all of them next; otherwise it knows of them. */
 bool im_cursor_offer(struct im_cursor *cursor, uint64_t seq, uint32_t count);
 
-/* It has been sent everything up to `seq`; `passed` when the last of that was
- * not kept back by the filter. */
+/* It has been sent everything up to `seq`; or, when not `passed`, all of that
+ * was kept back. */
 void im_cursor_move(struct im_cursor *cursor, uint64_t seq, bool passed);
 
 /* Acknowledges everything up to `seq`. False when that was never sent. */

@@ -269,19 +269,21 @@ static bool send_page(struct im_loop *loop, struct im_cursor *cursor,
         uint64_t seq = im_load_u64(frame.at + 8);
         if (!is_again && seq <= cursor->sent)
             continue;
-        if (!is_again && cursor->window && seq - cursor->acked > cursor->window)
-            break;
         im_filters_begin(&loop->filters);
         bool is_for_it = passes(loop, cursor, message.tag);
-        if ((!is_for_it || chunk.frames.len + frame.size > CHUNK_BYTES ||
+        if (!is_again && is_for_it && chunk.count >= im_cursor_room(cursor))
+            break;
+        bool is_next = seq == (chunk.count ? chunk.last : cursor->sent) + 1;
+        if ((!is_for_it || (!is_again && !is_next) ||
+             chunk.frames.len + frame.size > CHUNK_BYTES ||
              chunk.frames.at + chunk.frames.len != frame.at) &&
             !send_chunk(loop, cursor, &chunk, is_again))
             return false;
-        if (!is_for_it) {
-            if (!is_again)
-                im_cursor_move(cursor, seq, false);
+        /* What is missing here cannot be read, or takes another course. */
+        if (!is_again && (!is_for_it || !is_next))
+            im_cursor_move(cursor, is_for_it ? seq - 1 : seq, false);
+        if (!is_for_it)
             continue;
-        }
         if (!chunk.count)
             chunk.frames = (struct im_span){frame.at, 0};
         chunk.frames.len += frame.size;

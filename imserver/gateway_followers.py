@@ -91,18 +91,42 @@ class Followers:
 
     async def position(self, session: Session, asked: Subscribe) -> Position:
         """Where a subscription starts."""
-        user, device, topic = session.user, session.device, asked.topic
         return await self.delivery.position(
-            user, device, topic, asked.after, None, is_durable=asked.durable
+            session.user,
+            session.device,
+            asked.topic,
+            asked.after,
+            epoch_of(asked.epoch),
+            is_durable=asked.durable,
         )
+
+    async def place_of_member(self, session: Session, topic: str) -> int | None:
+        """Where a member's device begins that has no place of its own: where the furthest of the
+        user's other devices is, or with the first message of their time. None when it has one."""
+        places = {
+            cursor.device: cursor.seq
+            for cursor in await self._timeline.cursors(session.user)
+            if cursor.topic == topic
+        }
+        if session.device in places:
+            return None
+        marks = await self._timeline.marks(session.user, [topic])
+        return max(marks[topic].since_seq, *places.values(), 0)
 
     def begin(self, session: Session, request: int, asked: Subscribe, position: Position) -> None:
         """Follow a topic from a position; `request` 0 for what nobody asked."""
         topic, tags, is_durable = asked.topic, asked.tags, asked.durable
         self.end(session.conn, topic)
         number = next(self._numbers)
-        epoch = f"{self._timeline.epoch:x}"
-        body = Subscribed(topic, position.head, position.cursor, epoch)
+        body = Subscribed(
+            topic,
+            position.head,
+            position.cursor,
+            f"{self._timeline.epoch:x}",
+            position.first,
+            position.missed,
+            is_durable,
+        )
         self._core.follow(
             session.conn,
             number,
@@ -175,3 +199,14 @@ class Followers:
 
     def advance(self, conn: int, number: int, seq: int) -> None:
         self._core.advance(conn, number, seq)
+
+
+def epoch_of(text: str) -> int | None:
+    """The number in the text of a SUBSCRIBE; None for none. A text that is no epoch of ours is
+    another one."""
+    if not text:
+        return None
+    try:
+        return int(text, 16)
+    except ValueError:
+        return 0

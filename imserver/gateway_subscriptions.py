@@ -96,7 +96,8 @@ class Subscriptions:
         if not self._followers or not self._durability.may_keep(topic):
             self._begin(session, 0, topic, "*")
             return
-        asked = Subscribe(topic, durable=True)
+        after = await self._followers.place_of_member(session, topic)
+        asked = Subscribe(topic, after=after, durable=True)
         position = await self._followers.position(session, asked)
         if self._answers.is_here(session) and topic not in self._sessions.topics(session):
             self._check(session, topic)

@@ -109,9 +109,11 @@ class CursorsMachine(RuleBasedStateMachine):
         cursor = self.cursor(number)
         if not lib.im_cursor_may_ask(cursor):
             return
-        last = min(len(self.tags), cursor.sent + min(page, lib.im_cursor_room(cursor)))
+        last = min(len(self.tags), cursor.sent + page)
         for seq in range(cursor.sent + 1, last + 1):
             passes = self.tags[seq - 1] in reader.wants
+            if passes and not lib.im_cursor_room(cursor):
+                return
             if passes:
                 reader.take([seq])
             lib.im_cursor_move(cursor, seq, passes)
@@ -145,7 +147,7 @@ class CursorsMachine(RuleBasedStateMachine):
             cursor = self.cursor(number)
             assert cursor.acked <= cursor.sent
             if reader.window:
-                assert reader.open() <= cursor.sent - cursor.acked <= reader.window
+                assert reader.open() == lib.im_cursor_open_count(cursor) <= reader.window
             else:
                 assert cursor.acked == cursor.sent
 
