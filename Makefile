@@ -6,7 +6,7 @@ CORE := $(wildcard _core/*) $(wildcard bench/*.[ch]) bench/build_ffi.py
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIM_DEBUG -O1 -g
 ASAN_LIB := build/asan/lib
 
-.PHONY: run test setup build check fmt asan tsan peers bench micro instructions clean help
+.PHONY: run test setup build check fmt asan tsan torture peers bench micro instructions clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,9 @@ asan: setup  ## the tests of the core and of the protocol under ASan and UBSan
 
 tsan: build  ## the core alone, in a storm, under TSan
 	$(BIN)/python -m pytest -q tests/core/test_storm.py -k tsan
+
+torture: build  ## a server killed N times under traffic (about a second each); N=1000
+	$(BIN)/python tests/torture.py $(or $(N),1000)
 
 peers: setup  ## the servers that bench compares with: Debian packages and Python ones
 	ci/peers

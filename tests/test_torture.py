@@ -1,0 +1,241 @@
+"""A server that is killed, cut off, starved and lied to by its disk, under traffic.
+
+torture.py has the processes, torture_clients.py the traffic, history.py the verdict. What the
+store does alone under the same faults, call by call, is in test_timeline_faults. `make torture`
+runs the first of these for a thousand cycles.
+"""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torture import DRAIN_S, FAULTY, Child, torture
+from torture_clients import Crowd
+
+pytestmark = pytest.mark.timeout(240)
+
+needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+
+
+async def test_thirty_kills_lose_nothing(tmp_path: Path) -> None:
+    verdict = await torture(tmp_path / "data", 30, most_s=0.4, publishes=100)
+    assert not verdict.violations, verdict
+    assert verdict.in_flight, "it was killed at work"
+
+
+async def test_killed_while_it_recovers_it_loses_nothing(tmp_path: Path) -> None:
+    verdict = await torture(tmp_path / "data", 5, seed=2, during_start=True)
+    assert not verdict.violations, verdict
+
+
+async def test_so_it_is_with_two_threads(tmp_path: Path) -> None:
+    verdict = await torture(tmp_path / "data", 5, seed=3, threads=2)
+    assert not verdict.violations, verdict
+
+
+async def test_receipts_before_the_flush_are_found(tmp_path: Path) -> None:
+    """The planted bug: a harness that cannot see it proves nothing."""
+    verdict = await torture(tmp_path / "data", 6, seed=4, program=FAULTY, most_s=0.3, drain_s=5)
+    assert verdict.violations.keys() & {"lost", "forked"}, verdict
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Iterator[Child]:
+    child = Child(tmp_path / "data")
+    yield child
+    child.close()
+
+
+@pytest.fixture
+def crowd() -> Crowd:
+    return Crowd(seed=5)
+
+
+async def is_settled(crowd: Crowd) -> None:
+    await crowd.finish(DRAIN_S)
+    verdict = crowd.history.verdict()
+    assert not verdict.violations, verdict
+    assert verdict.receipted == verdict.published, verdict
+
+
+async def test_told_to_stop_under_load_it_loses_nothing(child: Child, crowd: Crowd) -> None:
+    try:
+        child.start()
+        await child.listening()
+        await crowd.come(child.port)
+        for _ in range(3):
+            crowd.publish(200)
+            await asyncio.sleep(0.2)
+            assert await child.terminate() == 0, child.log()
+            child.start()
+            await child.listening()
+        await is_settled(crowd)
+    finally:
+        await crowd.leave()
+
+
+async def test_cut_off_anywhere_nobody_loses_anything(child: Child, crowd: Crowd) -> None:
+    dice = random.Random(6)
+    try:
+        child.start()
+        await child.listening()
+        await crowd.come(child.port)
+        for _ in range(100):
+            crowd.publish(5)
+            dice.choice(crowd.all).cut()
+            await asyncio.sleep(dice.uniform(0, 0.03))
+        await is_settled(crowd)
+        assert sum(one.connections for one in crowd.all) > len(crowd.all)
+    finally:
+        await crowd.leave()
+
+
+def test_a_second_server_on_the_directory_is_refused(tmp_path: Path) -> None:
+    async def play() -> None:
+        first, second = Child(tmp_path / "data"), Child(tmp_path / "data")
+        try:
+            first.start()
+            await first.listening()
+            second.start()
+            assert await asyncio.to_thread(second.process.wait, 30) == 1
+            assert f"in use by process {first.process.pid}" in second.log()
+        finally:
+            first.close()
+            second.close()
+
+    asyncio.run(play())
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "fdatasync:error=EIO:when=60+",
+        "fdatasync:error=EIO:when=75",
+        "pwrite64:error=ENOSPC:when=300+",
+        "pwrite64:error=EIO:when=350",
+        "fdatasync:signal=SIGKILL:when=60",
+        "fdatasync:signal=SIGKILL:when=70",
+        "pwrite64:signal=SIGKILL:when=333",
+    ],
+)
+async def test_a_call_that_fails_costs_no_receipt(child: Child, crowd: Crowd, fault: str) -> None:
+    try:
+        # -D: the server is our child, and strace its shadow.
+        child.start("strace", "-D", "-qq", "-f", "-o", "/dev/null", "-e", f"inject={fault}")
+        await child.listening()
+        await crowd.come(child.port)
+        crowd.publish(60)
+        await crowd.finish(2)  # it comes to nothing, or to its end
+        child.close()
+        child = Child(child.directory)
+        child.start()
+        await child.listening()
+        crowd.moved(child.port)
+        for one in crowd.all:
+            one.cut()
+        await is_settled(crowd)
+    finally:
+        await crowd.leave()
+        child.close()
+
+
+class Disk:
+    """A file system in a file, of its own size and for its own death."""
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self.image = folder / "disk.img"
+        self.at = folder / "disk"
+        self.at.mkdir()
+        with self.image.open("wb") as file:
+            file.truncate(megabytes << 20)
+        self._run("mkfs.ext4", "-q", "-m", "0", str(self.image))
+        self.mount(self.image)
+
+    def mount(self, image: Path) -> None:
+        self._run("mount", "-o", "loop,commit=600", str(image), str(self.at))
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", str(self.at)], capture_output=True, timeout=30)
+
+    @staticmethod
+    def _run(*command: str) -> None:
+        path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+        done = subprocess.run(command, capture_output=True, env={"PATH": path}, timeout=30)
+        if done.returncode:
+            pytest.skip(f"{command[0]} is not possible here: {done.stderr.decode()[-200:]}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    if not shutil.which("mkfs.ext4", path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
+        pytest.skip("mkfs.ext4 is not installed")
+    disk = Disk(tmp_path, 64)
+    yield disk
+    disk.unmount()
+
+
+async def test_the_power_goes_and_what_had_a_receipt_is_there(
+    disk: Disk, tmp_path: Path, crowd: Crowd
+) -> None:
+    """The disk as it is at one moment, without what the system still held in memory."""
+    child = Child(disk.at / "data")
+    try:
+        child.start()
+        await child.listening()
+        await crowd.come(child.port)
+        for _ in range(3):
+            crowd.publish(100)
+            await asyncio.sleep(0.3)
+        child.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(0.1)  # receipts that had left are counted
+        image = tmp_path / "after.img"
+        shutil.copyfile(disk.image, image)
+        child.close()
+        disk.unmount()
+        disk.mount(image)
+        child = Child(disk.at / "data")
+        child.start()
+        await child.listening()
+        crowd.moved(child.port)
+        for one in crowd.all:
+            one.cut()
+        await is_settled(crowd)
+    finally:
+        await crowd.leave()
+        child.close()
+
+
+async def test_a_full_disk_costs_no_receipt_and_is_mended_by_room(disk: Disk, crowd: Crowd) -> None:
+    ballast = disk.at / "ballast"
+    with ballast.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+        except OSError:
+            pass
+        file.truncate(file.tell() - (5 << 20))
+    child = Child(disk.at / "data")
+    try:
+        child.start()
+        await child.listening()
+        await crowd.come(child.port)
+        crowd.publish(800)
+        await crowd.finish(8)
+        assert crowd.in_flight, "there is no room for all of it"
+        assert "has stopped" in child.log()
+        assert await child.terminate() == 0
+        ballast.unlink()
+        child.start()
+        await child.listening()
+        await is_settled(crowd)
+    finally:
+        await crowd.leave()
+        child.close()
