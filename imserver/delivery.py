@@ -227,9 +227,8 @@ class Delivery:
         flight, follower.flight = follower.flight, None
         self._means.flights.drop(number)
         self._means.counts["redeliveries" if sent else "refusals"] += flight.messages
-        if flight.asides:
-            self._asides.answered(follower, flight.asides, sent)
-        else:
+        self._asides.answered(follower, flight, sent)
+        if not flight.asides:
             self._redelivery.answered(follower, flight, sent)
         self._enqueue(follower)
 

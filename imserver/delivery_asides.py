@@ -80,10 +80,15 @@ class Asides:
 
     async def _set_aside(self, follower: Follower, seq: int, frame: bytes) -> None:
         aside = Aside(0, follower.times_sent(seq), "nack")
+        flight = follower.flight
+        is_flying = flight is not None and flight.after < seq <= flight.upto
+        if flight and is_flying:
+            aside.sent += 1
+            follower.flight = flight._replace(late=(*flight.late, seq))
         follower.sent = max(follower.sent, seq)
         follower.asides[seq] = aside  # from here on no round has it
         acked = follower.beyond_asides(follower.acked)
-        is_dead = aside.sent >= follower.attempts and seq <= acked
+        is_dead = aside.sent >= follower.attempts and seq <= acked and not is_flying
         letter = self._letter(follower, seq, aside, frame)._replace(is_taken=not is_dead)
         cursors = [follower.cursor(acked)] if acked > follower.acked else []
         try:
@@ -185,11 +190,14 @@ class Asides:
         if still and follower.is_open:
             seqs = tuple(seq for seq, _ in still)
             frames = as_redelivered(still, lambda seq: asides[seq].sent)
-            self._means.redeliver(follower, Flight(0, len(seqs), seqs), frames)
+            self._means.redeliver(follower, Flight(len(seqs), asides=seqs), frames)
 
-    def answered(self, follower: Follower, seqs: Iterable[int], sent: bool) -> None:
-        """The core has sent these, or has refused to."""
-        for seq in seqs:
+    def answered(self, follower: Follower, flight: Flight, sent: bool) -> None:
+        """The core has sent what was on its way, or has refused to."""
+        for seq in flight.late:
+            if not sent and (aside := follower.asides.get(seq)):
+                aside.sent -= 1
+        for seq in flight.asides:
             if aside := follower.asides.get(seq):
                 aside.sent += sent
                 wait_s = self._means.wait_s(aside.sent) if sent else self._means.again_s

@@ -2,13 +2,14 @@
 
 The core asks when there is room (WANT), and gets what follows `sent`: at most as many messages
 as it has room for, flagged HISTORY, without those that are set aside. What cannot be read any
-more is reported, and covered by the page, so that the subscription goes on behind it.
+more is reported, and covered by an answer of its own without messages: the core counts its
+window in seqs, so a message behind a wide gap would never fit into it otherwise.
 """
 
 from imserver.delivery_follower import Follower
 from imserver.delivery_frames import as_history, split
 from imserver.delivery_means import PAGE_BYTES, Means
-from imserver.timeline import PAGE_FRAMES, Page
+from imserver.timeline import PAGE_FRAMES, Gap, Page
 
 
 async def feed(means: Means, follower: Follower) -> None:
@@ -25,16 +26,33 @@ async def feed(means: Means, follower: Follower) -> None:
     if not follower.is_open:
         return
     follower.want = None
-    frames = page.frames
-    if follower.asides:
-        frames = b"".join(one for seq, one in split(frames) if seq not in follower.asides)
+    gone = _first_gone(page, want.sent)
+    frames, last = page.frames, page.last
+    if gone or follower.asides:
+        frames, last = _part(follower, page, want.sent, gone)
     means.counts["feeds"] += 1
-    means.courier.feed(follower.conn, follower.number, as_history(frames), page.last, head)
-    _report(means, follower, want.sent, page)
+    means.courier.feed(follower.conn, follower.number, as_history(frames), last, head)
+    if gone and gone.last <= last:
+        means.counts["gone"] += gone.last - gone.first + 1
+        means.report(follower.conn, follower.topic, *gone)
 
 
-def _report(means: Means, follower: Follower, sent: int, page: Page) -> None:
-    gone = [(sent + 1, page.first - 1, "expired")] if page.first > sent + 1 else []
-    for first, last, reason in [*gone, *page.gaps]:
-        means.counts["gone"] += last - first + 1
-        means.report(follower.conn, follower.topic, first, last, reason)
+def _first_gone(page: Page, sent: int) -> Gap | None:
+    if page.first > sent + 1:
+        return Gap(sent + 1, page.first - 1, "expired")
+    return page.gaps[0] if page.gaps else None
+
+
+def _part(follower: Follower, page: Page, sent: int, gone: Gap | None) -> tuple[bytes, int]:
+    """What can be sent in one answer, and how far that goes."""
+    if gone and gone.first == sent + 1:
+        return b"", gone.last
+    last = gone.first - 1 if gone else page.last
+    found = [
+        (seq, frame)
+        for seq, frame in split(page.frames)
+        if seq <= last and seq not in follower.asides
+    ]
+    if found and found[0][0] > sent + 1:
+        return b"", found[0][0] - 1
+    return b"".join(frame for _, frame in found), last

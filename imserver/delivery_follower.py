@@ -34,12 +34,14 @@ class Aside:
 
 
 class Flight(NamedTuple):
-    """A redelivery that the core has not answered: a piece of a round up to `upto`, or these
-    messages set aside."""
+    """A redelivery that the core has not answered: everything open of a round between `after`
+    and `upto`, or these messages set aside. `late` were set aside while it was on its way."""
 
-    upto: int
     messages: int
+    after: int = 0
+    upto: int = 0
     asides: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
 
 
 class Want(NamedTuple):

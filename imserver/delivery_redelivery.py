@@ -116,7 +116,7 @@ class Redelivery:
             follower.round_at = last if last > follower.acked else 0
         elif follower.is_open:
             frames = as_redelivered(found, follower.times_sent)
-            self._means.redeliver(follower, Flight(last, len(found)), frames)
+            self._means.redeliver(follower, Flight(len(found), start, last), frames)
 
     async def _page(self, follower: Follower, after: int) -> Page:
         timeline = self._means.timeline

@@ -61,7 +61,8 @@ class FaultyTimeline(MemoryTimeline):
         return await super().cursor(user, device, topic)
 
     async def put_cursors(self, cursors: Collection[Cursor], *, back: bool = False) -> None:
-        await self._pass()
+        if cursors:
+            await self._pass()
         await super().put_cursors(cursors, back=back)
 
     async def put_dead(
@@ -73,7 +74,7 @@ class FaultyTimeline(MemoryTimeline):
             old = before.get(letter[:4])
             assert old is None or old.is_taken, f"{letter} is dead already"
             self.deaths[letter.user, letter.device, letter.seq] += not letter.is_taken
-        # The port's own steps, since put_cursors() of this class would come in between.
+        # The cursors apart, since put_cursors() of this class could fail in between.
         ids = await super().put_dead(letters)
         await MemoryTimeline.put_cursors(self, cursors)
         return ids
@@ -115,7 +116,9 @@ class Stage:
         self.timeline = FaultyTimeline(self.rng) if timeline is None else timeline
         self.settings = settings
         self.gone: list[tuple[int, str, int, int, str]] = []
-        self.answers: list[asyncio.Task[None]] = []
+        self.answers: set[asyncio.Task[None]] = set()
+        #: What became of ACKs and NACKs that the core asked about: kind, number, seq, error.
+        self.answered: list[tuple[str, int, int, ImError | None]] = []
         self._last_conn = 0
         self.start()
 
@@ -183,7 +186,6 @@ class Stage:
         """On until nothing happens any more without the clock."""
         for _ in range(10_000):
             await self.step()
-            self.answers = [task for task in self.answers if not task.done()]
             waiting = self.core.orders or self.core.events or self.answers
             if not waiting and not self.delivery.is_busy:
                 return
@@ -201,16 +203,31 @@ class Stage:
             case "closed":
                 self.delivery.close(*values)
             case "ack" | "nack":
-                hear = self.delivery.on_ack if kind == "ack" else self.delivery.on_nack
-                self.answers.append(asyncio.create_task(hear(*values)))
+                task = asyncio.create_task(self._answer(kind, *values))
+                self.answers.add(task)
+                task.add_done_callback(self.answers.discard)
+
+    async def _answer(self, kind: str, number: int, seq: int) -> None:
+        refusal = None
+        try:
+            hear = self.delivery.on_ack if kind == "ack" else self.delivery.on_nack
+            await hear(number, seq)
+        except ImError as error:
+            refusal = error
+        self.answered.append((kind, number, seq, refusal))
+        self.core.paused.discard(number)
+
+    async def tick(self, seconds: float) -> None:
+        """Let time pass at once, and the gateway notice."""
+        self.now_s += seconds
+        self.core.report()
+        await self.step()
+        self.delivery.tick()
 
     async def turn(self, seconds: float) -> None:
         """Let time pass, in the gateway's ticks where there are few."""
         end_s = self.now_s + seconds
         step_s = max(0.25, seconds / 40)
         while self.now_s < end_s:
-            self.now_s = min(end_s, self.now_s + step_s)
-            self.core.report()
-            await self.step()
-            self.delivery.tick()
+            await self.tick(min(step_s, end_s - self.now_s))
             await self.settle()

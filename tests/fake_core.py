@@ -60,11 +60,13 @@ class Subscription:
 
 
 class FakeCore:
-    """Courier and connections in one. `silent` are connections that are sent nothing again."""
+    """Courier and connections in one. `silent` are connections that are sent nothing again,
+    `paused` subscriptions whose client is not read from before it was answered."""
 
     def __init__(self) -> None:
         self.subscriptions: dict[int, Subscription] = {}
         self.silent: set[int] = set()
+        self.paused: set[int] = set()
         self.orders: deque[Callable[[], None]] = deque()
         self.events: deque[tuple[object, ...]] = deque()
 
@@ -105,13 +107,13 @@ class FakeCore:
         sub = self.subscriptions[number]
         assert seq <= sub.sent
         if seq <= sub.acked and sub.is_forward:
-            self.events.append(("ack", number, seq))
+            self._upcall("ack", number, seq)
             return
         self._acked(sub, seq)
 
     def nack(self, number: int, seq: int) -> None:
         self.subscriptions[number].is_forward = True
-        self.events.append(("nack", number, seq))
+        self._upcall("nack", number, seq)
 
     def end(self, conn: int) -> None:
         """A connection has gone. How far it was is said before that it has."""
@@ -132,6 +134,10 @@ class FakeCore:
             self.events.append(("cursors", moved))
 
     # Inside
+
+    def _upcall(self, kind: str, number: int, seq: int) -> None:
+        self.paused.add(number)
+        self.events.append((kind, number, seq))
 
     def _ask(self, sub: Subscription) -> None:
         is_full = sub.window and sub.sent - sub.acked > sub.window // 2
