@@ -269,10 +269,12 @@ class Delivery:
                 follower.due_asides.add(seq)
                 self._enqueue(follower)
         for number in self._retries.due(now_s):
-            if number != KEEPER:
-                self._enqueue(self._followers[number])
+            if (retried := self._followers.get(number)) and not retried.has_work:
+                self._heal(number)  # an acknowledgement has settled what could not be done
+            elif retried:
+                self._enqueue(retried)
         is_free = self._keeper is None and KEEPER not in self._retries and not self._is_stopped
-        if is_free and (self._cursors or now_s >= self._expire_s):
+        if is_free and (self._cursors or now_s >= self._expire_s or KEEPER in self._failing):
             self._keeper = asyncio.get_running_loop().create_task(self._keep(now_s))
 
     async def _keep(self, now_s: float) -> None:

@@ -5,7 +5,6 @@ steps, so that events, orders and work of the store meet each other in every ord
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Collection
 from random import Random
 from typing import Any
@@ -31,7 +30,7 @@ class FaultyTimeline(MemoryTimeline):
         self.fail_in = self.failures = 0
         self.damaged: set[int] = set()
         self.reads = 0
-        self.deaths: Counter[tuple[str, str, int]] = Counter()
+        self.died_twice: list[DeadLetter] = []
         self._rng = rng
 
     async def _pass(self) -> None:
@@ -72,8 +71,8 @@ class FaultyTimeline(MemoryTimeline):
         before = {letter[:4]: letter for letter in self._dead.values()}
         for letter in letters:
             old = before.get(letter[:4])
-            assert old is None or old.is_taken, f"{letter} is dead already"
-            self.deaths[letter.user, letter.device, letter.seq] += not letter.is_taken
+            if old is not None and not old.is_taken:
+                self.died_twice.append(letter)
         # The cursors apart, since put_cursors() of this class could fail in between.
         ids = await super().put_dead(letters)
         await MemoryTimeline.put_cursors(self, cursors)
@@ -106,6 +105,19 @@ class FaultyTimeline(MemoryTimeline):
         }
 
 
+class WatchedDelivery(Delivery):
+    """Delivery, which says what it logs: anything but a store's refusal is a mistake of its."""
+
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.mistakes: list[Exception] = []
+
+    def _note_failure(self, number: int, error: Exception) -> None:
+        super()._note_failure(number, error)
+        if not isinstance(error, ImError):
+            self.mistakes.append(error)
+
+
 class Stage:
     """Everything around one Delivery."""
 
@@ -124,7 +136,7 @@ class Stage:
 
     def start(self) -> None:
         """A process with nothing in its memory."""
-        self.delivery = Delivery(
+        self.delivery = WatchedDelivery(
             self.timeline,
             self.core,
             self.settings,
