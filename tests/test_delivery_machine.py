@@ -30,6 +30,7 @@ from imserver.delivery_redelivery import Redelivery
 from imserver.errors import ErrorCode, ImError
 from imserver.model import Message
 from imserver.protocol import REDELIVERED, decode_message
+from imserver.timeline import DeadLetter
 
 ATTEMPTS = 3
 
@@ -69,6 +70,8 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.messages: dict[int, Message] = {}
         self.by_conn: dict[int, Reader] = {}
         self.unheard = b""  # committed, and the core does not know yet
+        for who in range(len(self.readers)):
+            self.subscribe(who, None)
 
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
@@ -93,7 +96,6 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.hear()
         self.go_on(turns)
 
-    @rule()
     def hear(self) -> None:
         """The core hears of what was committed."""
         self.stage.commit(self.unheard)
@@ -128,48 +130,68 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.go_on(turns)
 
     @precondition(lambda self: any(reader.sub for reader in self.readers))
-    @rule(who=who, turns=turns)
-    def disconnect(self, who: int, turns: int | None) -> None:
-        reader = self.readers[who]
-        if reader.sub:
-            self.stage.core.end(reader.sub.conn)
-            reader.sub = None
+    @rule(which=which, turns=turns)
+    def disconnect(self, which: int, turns: int | None) -> None:
+        here = [reader for reader in self.readers if reader.sub]
+        reader = here[which % len(here)]
+        assert reader.sub
+        self.stage.core.end(reader.sub.conn)
+        reader.sub = None
+        self.go_on(turns)
+
+    def open_to(self, kind: str) -> list[tuple[Reader, Subscription, int]]:
+        """Who may say what now: ACK up to a message, NACK of one, ACK of one set aside."""
+        found = []
+        for reader in self.readers:
+            sub = reader.sub
+            if sub is None or sub.number in self.stage.core.paused:
+                continue
+            for seq in sorted(reader.times_sent):
+                is_aside = seq in reader.asides
+                is_open = seq > sub.acked if kind == "ack" else seq > sub.acked or is_aside
+                if kind == "exact":
+                    is_open = is_aside and seq <= sub.acked and sub.is_forward
+                if is_open and 0 < seq <= sub.sent and reader.times_sent[seq]:
+                    found.append((reader, sub, seq))
+        return found
+
+    @precondition(lambda self: self.open_to("ack"))
+    @rule(which=which, turns=turns)
+    def ack(self, which: int, turns: int | None) -> None:
+        found = self.open_to("ack")
+        self.say_ack(*found[which % len(found)], turns)
+
+    def say_ack(self, reader: Reader, sub: Subscription, seq: int, turns: int | None) -> None:
+        self.stage.core.ack(sub.number, seq)
+        reader.acked |= {one for one in reader.times_sent if one <= seq} - reader.asides
+        self.go_on(turns)
+
+    @precondition(lambda self: self.open_to("exact"))
+    @rule(which=which, turns=turns)
+    def ack_what_was_set_aside(self, which: int, turns: int | None) -> None:
+        found = self.open_to("exact")
+        _, sub, seq = found[which % len(found)]
+        self.stage.core.ack(sub.number, seq)
+        self.go_on(turns)
+
+    @precondition(lambda self: self.open_to("nack"))
+    @rule(which=which, turns=turns)
+    def nack(self, which: int, turns: int | None) -> None:
+        found = self.open_to("nack")
+        _, sub, seq = found[which % len(found)]
+        self.stage.core.nack(sub.number, seq)
+        self.go_on(turns)
+
+    @rule(who=who, seq=st.integers(1, 30), turns=turns)
+    def say_something_old(self, who: int, seq: int, turns: int | None) -> None:
+        """An ACK, or a NACK, of what was settled long ago."""
+        sub = self.readers[who].sub
+        if sub and sub.number not in self.stage.core.paused and seq <= sub.acked:
+            if sub.is_forward and seq not in self.readers[who].asides:
+                self.stage.core.ack(sub.number, seq)
+            elif seq not in self.readers[who].asides:
+                self.stage.core.nack(sub.number, seq)
             self.go_on(turns)
-
-    def speaker(self, who: int) -> tuple[Reader, Subscription] | None:
-        """A reader that may say something now."""
-        reader = self.readers[who]
-        if reader.sub is None or reader.sub.number in self.stage.core.paused:
-            return None
-        return (reader, reader.sub) if reader.times_sent and reader.sub.sent else None
-
-    @rule(who=who, back=st.sampled_from([0, 0, 1, 2, 9]), turns=turns)
-    def ack(self, who: int, back: int, turns: int | None) -> None:
-        if speaker := self.speaker(who):
-            reader, sub = speaker
-            seq = max(1, sub.sent - back)
-            self.stage.core.ack(sub.number, seq)
-            reader.acked |= {one for one in reader.times_sent if one <= seq} - reader.asides
-            self.go_on(turns)
-
-    @rule(who=who, which=which, turns=turns)
-    def ack_aside(self, who: int, which: int, turns: int | None) -> None:
-        if speaker := self.speaker(who):
-            reader, sub = speaker
-            old = [seq for seq in sorted(reader.asides) if seq <= sub.acked]
-            if old and sub.is_forward:
-                self.stage.core.ack(sub.number, old[which % len(old)])
-                self.go_on(turns)
-
-    @rule(who=who, which=which, turns=turns)
-    def nack(self, who: int, which: int, turns: int | None) -> None:
-        if speaker := self.speaker(who):
-            reader, sub = speaker
-            seqs = sorted(seq for seq in reader.times_sent if seq <= sub.sent)
-            open = [seq for seq in seqs if seq > sub.acked] or seqs
-            if open:
-                self.stage.core.nack(sub.number, open[which % len(open)])
-                self.go_on(turns)
 
     @rule(seconds=st.sampled_from([0.25, 1, 5, 20]), turns=turns)
     def turn_the_clock(self, seconds: float, turns: int | None) -> None:
@@ -186,34 +208,38 @@ class DeliveryMachine(RuleBasedStateMachine):
         if sub := self.readers[who].sub:
             self.stage.core.silent ^= {sub.conn}
 
-    @rule(after=st.integers(0, 3), failures=st.integers(0, 8))
+    @rule(after=st.integers(0, 3), failures=st.integers(0, 3))
     def fail(self, after: int, failures: int) -> None:
         self.stage.timeline.fail_in, self.stage.timeline.failures = after, failures
 
+    @precondition(lambda self: len(self.messages) > 3)
     @rule(which=which)
     def damage(self, which: int) -> None:
-        if self.messages:
-            self.stage.timeline.damaged.add(1 + which % len(self.messages))
+        self.stage.timeline.damaged.add(1 + which % len(self.messages))
 
-    @rule(back=st.integers(0, 6))
+    @precondition(lambda self: len(self.messages) > 10)
+    @rule(back=st.integers(0, 10))
     def trim(self, back: int) -> None:
         self.run(self.stage.timeline.trim(TOPIC, len(self.messages) + 1 - back))
 
-    @rule(turns=turns)
-    def crash(self, turns: int | None) -> None:
+    @rule(are_back=st.booleans(), turns=turns)
+    def crash(self, are_back: bool, turns: int | None) -> None:
         self.look()
         self.run(self.stage.crash())
         for reader in self.readers:
             reader.sub = None
+        for who in range(len(self.readers) if are_back else 0):
+            self.subscribe(who, turns)
         self.go_on(turns)
 
+    def dead(self) -> list[DeadLetter]:
+        return [one for one in self.stage.timeline._dead.values() if not one.is_taken]
+
+    @precondition(lambda self: self.dead())
     @rule(which=which, turns=turns)
     def redrive(self, which: int, turns: int | None) -> None:
-        letters = self.run(self.stage.timeline.dead())
-        dead = [letter for letter in letters if not letter.is_taken]
-        if not dead:
-            return
         self.look()
+        dead = self.dead()
         letter = dead[which % len(dead)]
         try:
             assert self.run(self.stage.delivery.redrive([letter.id])) == 1
@@ -344,10 +370,14 @@ class DeliveryMachine(RuleBasedStateMachine):
             if reader.sub is None:
                 self.subscribe(who, None)
         for _ in range(60):
-            for who, reader in enumerate(self.readers):
-                self.ack(who, 0, None)
-                for seq in sorted(reader.asides):
-                    self.ack_aside(who, sorted(reader.asides).index(seq), None)
+            for reader in self.readers:
+                if (sub := reader.sub) and sub.number not in stage.core.paused:
+                    while sub.acked < sub.sent:
+                        self.say_ack(reader, sub, sub.sent, None)
+                    mine = [seq for one, _, seq in self.open_to("exact") if one is reader]
+                    for seq in mine:
+                        stage.core.ack(sub.number, seq)
+                        self.go_on(None)
             self.run(stage.turn(10))
             self.look()
             if not self.unsettled():
