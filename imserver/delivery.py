@@ -236,9 +236,12 @@ class Delivery:
         """Returns when the message is set aside for good. ImError 404 when it waits for no
         answer, 503 when too many are, 507 when the store has stopped."""
         follower = self._acked(number)
-        await self._asides.nack(follower, seq)
-        if follower.is_open:
-            self._redelivery.moved(follower, follower.acked, seq)
+        try:
+            await self._asides.nack(follower, seq)
+            if follower.is_open:
+                self._redelivery.moved(follower, follower.acked, seq)
+        finally:
+            self._enqueue(follower)
 
     async def on_ack(self, number: int, seq: int) -> None:
         """An acknowledgement at or behind the cursor: of a message set aside, or no news."""

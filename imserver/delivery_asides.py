@@ -87,15 +87,18 @@ class Asides:
             follower.flight = flight._replace(late=(*flight.late, seq))
         follower.sent = max(follower.sent, seq)
         follower.asides[seq] = aside  # from here on no round has it
-        acked = follower.beyond_asides(follower.acked)
+        acked = follower.beyond_asides(follower.acked, seq)
         is_dead = aside.sent >= follower.attempts and seq <= acked and not is_flying
         letter = self._letter(follower, seq, aside, frame)._replace(is_taken=not is_dead)
         cursors = [follower.cursor(acked)] if acked > follower.acked else []
+        follower.nacks += 1
         try:
             (aside.id,) = await self._means.timeline.put_dead([letter], cursors)
         except BaseException:
             del follower.asides[seq]
             raise
+        finally:
+            follower.nacks -= 1
         self._means.counts["nacks"] += 1
         if is_dead:
             del follower.asides[seq]

@@ -57,8 +57,8 @@ class Follower:
     __slots__ = (
         "acked", "armed", "asides", "attempts", "conn", "dead_upto", "device", "due_asides",
         "failures", "flight", "has_more_asides", "is_acked", "is_busy", "is_due", "is_open",
-        "is_queued", "loaded_id", "number", "round_at", "round_from", "rounds", "sent", "tags",
-        "topic", "user", "want",
+        "is_queued", "loaded_id", "nacks", "number", "round_at", "round_from", "rounds", "sent",
+        "tags", "topic", "user", "want",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +86,7 @@ class Follower:
         self.asides: dict[int, Aside] = {}
         self.loaded_id = 0  # rows set aside up to this one are known
         self.has_more_asides = is_acked
+        self.nacks = 0  # rows being written, which may fail: no cursor may rely on them
         # Work that waits for its turn.
         self.want: Want | None = None
         self.is_due = False
@@ -101,7 +102,8 @@ class Follower:
     @property
     def has_work(self) -> bool:
         """Something that can be done now."""
-        is_free = self.flight is None and (self.is_due or bool(self.due_asides))
+        is_due = self.is_due and not self.nacks
+        is_free = self.flight is None and (is_due or bool(self.due_asides))
         return self.is_open and (is_free or self.want is not None or self.needs_load)
 
     @property
@@ -126,9 +128,13 @@ class Follower:
         del self.rounds[: bisect_left(self.rounds, acked + 1)]
         return True
 
-    def beyond_asides(self, acked: int) -> int:
-        """Where the cursor may stand when everything up to `acked` is settled."""
-        while acked < self.sent and acked + 1 in self.asides:
+    def beyond_asides(self, acked: int, about_to_be: int = 0) -> int:
+        """Where the cursor may stand when everything up to `acked` is settled: past rows that
+        are in the store, and one that is put there together with the cursor."""
+        while acked < self.sent:
+            aside = self.asides.get(acked + 1)
+            if aside is None or not (aside.id or acked + 1 == about_to_be):
+                break
             acked += 1
         return acked
 

@@ -69,23 +69,29 @@ class Redelivery:
 
     async def go_on(self, follower: Follower) -> None:
         """Bury what is used up, then send a page of the rest. An acknowledgement that comes in
-        between ends it: `is_due` is taken back."""
+        between ends it (`is_due` is taken back), and a NACK that is being written stops it."""
         if not follower.round_at:
             used_up = follower.used_up
-            while follower.is_open and follower.is_due and follower.acked < used_up:
+            while self._may_go_on(follower) and follower.acked < used_up:
                 await self._bury(follower, used_up)
             follower.round_from = follower.acked
-        while follower.is_open and follower.is_due and follower.flight is None:
+        while self._may_go_on(follower):
             at = max(follower.acked, follower.round_at)
             if follower.acked > follower.round_from or at >= follower.armed:
                 self._end_round(follower)
             else:
                 await self._send(follower, at)
 
+    def _may_go_on(self, follower: Follower) -> bool:
+        is_free = follower.flight is None and not follower.nacks
+        return follower.is_open and follower.is_due and is_free
+
     async def _bury(self, follower: Follower, used_up: int) -> None:
         """A page of dead letters, and the cursor past them."""
         start = follower.acked
         page = await self._page(follower, start)
+        if follower.nacks:
+            return
         last = self._end(page, used_up)
         letters = [
             self._letter(follower, seq, frame) for seq, frame in self._open(follower, page, last)
@@ -102,7 +108,7 @@ class Redelivery:
     async def _send(self, follower: Follower, start: int) -> None:
         """A page of a round. What turns out to be settled is passed."""
         page = await self._page(follower, start)
-        if follower.acked > follower.round_from:
+        if follower.acked > follower.round_from or follower.nacks:
             return
         last = self._end(page, follower.armed)
         found = list(self._open(follower, page, last))

@@ -105,6 +105,8 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(who=who, turns=turns)
     def subscribe(self, who: int, turns: int | None) -> None:
         """The same device again, also while the old connection is still there."""
+        if self.stage.answers or self.stage.core.paused:
+            self.go_on(None)  # a NACK of the old connection is known to the new one
         self.look()
         reader = self.readers[who]
         old = reader.sub
