@@ -200,9 +200,19 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.run(self.stage.tick(seconds))
         self.go_on(turns)
 
-    @rule(seconds=st.sampled_from([10, 60]))
-    def wait(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([10, 60]), after=st.integers(0, 6), failures=st.integers(0, 2))
+    def wait(self, seconds: float, after: int, failures: int) -> None:
+        self.fail(after, failures)
         self.run(self.stage.turn(seconds))
+        self.look()
+
+    @precondition(lambda self: any(reader.sub for reader in self.readers))
+    @rule(seconds=st.sampled_from([6, 20]))
+    def be_silent(self, seconds: float) -> None:
+        """All of them, for a while."""
+        self.stage.core.silent = {reader.sub.conn for reader in self.readers if reader.sub}
+        self.run(self.stage.turn(seconds))
+        self.stage.core.silent.clear()
         self.look()
 
     @rule(who=who)
@@ -404,7 +414,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
 MACHINE = settings(
     deadline=None,
-    max_examples=250,
+    max_examples=150,
     stateful_step_count=50,
     suppress_health_check=list(HealthCheck),
 )

@@ -481,6 +481,36 @@ async def test_a_letter_under_way_again_is_kept_until_it_arrives_or_dies_again(
     assert await store.dead() == [dead(2, reason="again")._replace(id=two)]
 
 
+async def test_a_letter_can_be_put_as_taken_and_its_number_is_told(store: Timeline) -> None:
+    ids = await store.put_dead([dead(1)._replace(is_taken=True), dead(2)])
+    assert ids == [one.id for one in await store.dead()]
+    assert [one.is_taken for one in await store.dead()] == [True, False]
+    assert await store.put_dead([dead(1, reason="nack")]) == ids[:1]
+    assert [one.is_taken for one in await store.dead()] == [False, False]
+
+
+async def test_what_is_set_aside_of_one_subscriber_is_listed_in_pages(store: Timeline) -> None:
+    letters = [dead(seq)._replace(is_taken=seq != 3) for seq in range(1, 6)]
+    others = [
+        dead(1, user="bob")._replace(is_taken=True),
+        dead(1, topic="room:b")._replace(is_taken=True),
+        dead(1)._replace(is_taken=True, device="tablet"),
+    ]
+    ids = await store.put_dead([*letters, *others])
+    mine = await store.aside("ann", "phone", "room:a")
+    assert mine == [letters[n]._replace(id=ids[n]) for n in (0, 1, 3, 4)]
+    page = await store.aside("ann", "phone", "room:a", after=ids[1], limit=1)
+    assert [one.seq for one in page] == [4]
+    assert await store.aside("ann", "phone", "room:none") == []
+
+
+async def test_attempts_are_counted_anew_when_a_letter_is_taken(store: Timeline) -> None:
+    ids = await store.put_dead([dead(1)])
+    (taken,) = await store.take_dead(ids)
+    assert (taken.attempts, taken.is_taken) == (0, True)
+    assert await store.dead() == [taken]
+
+
 async def test_old_dead_letters_expire(store: Timeline, wall: Turned) -> None:
     await store.put_dead([dead(1), dead(2)._replace(time_ms=1_600_000_000_000)])
     assert await store.expire_dead(86_400_000) == 1
