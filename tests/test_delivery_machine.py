@@ -200,11 +200,18 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.run(self.stage.tick(seconds))
         self.go_on(turns)
 
-    @rule(seconds=st.sampled_from([10, 60]), after=st.integers(0, 6), failures=st.integers(0, 2))
+    @rule(
+        seconds=st.sampled_from([10, 60]),
+        after=st.integers(0, 12),
+        failures=st.sampled_from([0, 2, 100]),
+    )
     def wait(self, seconds: float, after: int, failures: int) -> None:
+        """For what time brings, while the store fails on the way."""
         self.fail(after, failures)
         self.run(self.stage.turn(seconds))
         self.look()
+        self.nothing_is_lost()
+        self.fail(0, 0)
 
     @precondition(lambda self: any(reader.sub for reader in self.readers))
     @rule(seconds=st.sampled_from([6, 20]))
