@@ -208,6 +208,21 @@ async def test_damage_is_reported_and_delivery_goes_on_behind_it(stage: Stage) -
     assert stage.gone == [(sub.conn, TOPIC, 3, 3, "damaged")]
 
 
+async def test_a_gap_wider_than_the_window_is_passed(stage: Stage) -> None:
+    sub = await stage.subscribe(window=2)
+    stage.core.end(sub.conn)
+    await stage.publish(20)
+    await stage.timeline.trim(TOPIC, 11)
+    stage.timeline.damaged = set(range(12, 19))
+    sub = await stage.subscribe(window=2)
+    await stage.settle()
+    stage.core.ack(sub.number, 11)
+    await stage.settle()
+    assert seqs(sub.inbox) == [11, 19, 20]
+    missed = [seq for _, _, first, last, _ in stage.gone for seq in range(first, last + 1)]
+    assert missed == [*range(1, 11), *range(12, 19)]
+
+
 async def test_four_work_at_a_time_however_many_ask(stage: Stage) -> None:
     subs = [await stage.subscribe(f"u{number}") for number in range(50)]
     most = 0
@@ -596,6 +611,29 @@ async def test_a_refusal_is_not_answered_before_it_is_kept(stage: Stage) -> None
     assert stage.delivery.followers(TOPIC)[0].asides == ()
     await stage.turn(6)
     assert attempts(sub.inbox)[1] == (1, 1)
+
+
+async def test_no_cursor_relies_on_a_refusal_that_is_being_written(stage: Stage) -> None:
+    sub = await stage.subscribe()
+    await published(stage, 2)
+    written = asyncio.Event()
+    put_dead = stage.timeline.put_dead
+
+    async def failing(*what: Any) -> Any:
+        await written.wait()
+        raise ImError(ErrorCode.NOT_DURABLE, "the store has stopped: no space")
+
+    stage.timeline.put_dead = failing
+    nack = asyncio.create_task(stage.delivery.on_nack(sub.number, 2))
+    await stage.step()
+    stage.core.ack(sub.number, 1)
+    await stage.turn(60)
+    assert stage.timeline.stored("ann", "phone") == sub.acked == 1
+    written.set()
+    await refused(nack)
+    stage.timeline.put_dead = put_dead
+    await stage.turn(1)
+    assert attempts(sub.inbox) == [(1, 0), (2, 0), (2, 1)]
 
 
 async def test_who_refuses_too_much_is_refused(
