@@ -209,3 +209,14 @@ def test_every_counter_is_documented() -> None:
 def test_decisions_are_short() -> None:
     for path in (ROOT / "docs/adr").glob("*.md"):
         assert len(path.read_text().splitlines()) <= 40, path.name
+
+
+def test_a_guarantee_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text()
+    named = re.findall(r"`((?:core/)?test_\w+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 40
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert not test or re.search(rf"^(async )?def {test}\(|^{test} = ", source, flags=re.M), (
+            test
+        )
