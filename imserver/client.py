@@ -6,31 +6,42 @@
             print(message.sender, message.value())
 
 A lost connection is made again by itself, at the times and places that the server advertised,
-and subscriptions are renewed. Messages of live topics that pass in between are not seen.
+and subscriptions are renewed. Messages of live topics that pass in between are not seen; durable
+ones are, and durable publishes are repeated until they have their receipts:
+
+    receipt = await client.publish("room:lobby", "keep this", durable=True)
+    print((await receipt).seq)  # it is on the server's disk
+    async with await client.subscribe("room:lobby", durable=True) as subscription:
+        async for message in subscription:
+            subscription.ack(message)
 
     C1  every wait is bounded: by a timeout of its caller or by the heartbeat.
     C2  nothing that arrived is dropped: a subscription that is not read stops the reading.
 
 Not here: a single connection's life (client_link), what waits to be read
-(client_subscription), where and when to reconnect (client_itinerary).
+(client_subscription), reconnecting (client_journey), what waits for a receipt
+(client_publishes), what was acknowledged (client_cursor), unasked subscriptions (client_joined).
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
-import msgspec
-
-from imserver.client_itinerary import Itinerary, parse_address
-from imserver.client_link import Link, open_link
+from imserver.client_cursor import Cursor
+from imserver.client_itinerary import parse_address
+from imserver.client_joined import Joined
+from imserver.client_journey import Journey, Token
+from imserver.client_link import Link
+from imserver.client_publishes import Publishes
 from imserver.client_subscription import Inbox, Subscription
-from imserver.errors import Action, Closed, ErrorCode, ImError, may_retry
+from imserver.errors import Closed, ErrorCode, ImError, may_retry
 from imserver.model import CODEC_BYTES, CODECS, Message, encode_value
 from imserver.protocol import (
+    DURABLE,
     NO_ECHO,
     VERSION,
     Body,
@@ -38,8 +49,9 @@ from imserver.protocol import (
     Error,
     FrameType,
     Hello,
+    Receipt,
     Result,
-    Subscribe,
+    Subscribed,
     Unsubscribe,
     Unsubscribed,
     Welcome,
@@ -50,9 +62,7 @@ from imserver.protocol import (
     encode_message,
 )
 
-__all__ = ["Client", "Subscription", "parse_address"]
-
-Token = str | Callable[[], Awaitable[str]] | None
+__all__ = ["Client", "Receipt", "Subscription", "parse_address"]
 
 _log = logging.getLogger("imserver.client")
 
@@ -69,8 +79,10 @@ class Client:
 
     Callbacks are plain functions, run by the event loop:
     `on_error(ImError)` for refused publishes (`id` and `topic` say which) and other errors that
-    no call waits for; without it they are logged. `on_message(Message)` for topics that no
-    Subscription reads: broadcasts, and those the server subscribed us to. `on_connect(Welcome)`
+    no call waits for, among them 410: messages of `topic` were kept and are gone, or it is
+    numbered anew; without it they are logged. `on_message(Message)` for topics that no
+    Subscription reads: broadcasts, and those the server subscribed us to, where returning
+    acknowledges a durable message and raising has it sent again later. `on_connect(Welcome)`
     and `on_disconnect(Closed)` at every connection and its end.
     """
 
@@ -95,20 +107,20 @@ class Client:
             raise ValueError(f"codec is json, msgpack or protobuf, not {codec!r}")
         self.on_error, self.on_message = on_error, on_message
         self.on_connect, self.on_disconnect = on_connect, on_disconnect
-        self._home = parse_address(address) if isinstance(address, str) else address
-        self._token = token
-        self._hello = Hello(VERSION, user=user, device=check_identifier(device), client=name)
         self._codec = CODECS[codec]
-        self._connect_timeout_s = connect_timeout_s
         self._wait_timeout_s = wait_timeout_s
+        self._journey = Journey(
+            parse_address(address) if isinstance(address, str) else address,
+            token,
+            Hello(VERSION, user=user, device=check_identifier(device), client=name),
+            self._codec,
+            self,
+            connect_timeout_s=connect_timeout_s,
+            wait_timeout_s=wait_timeout_s,
+        )
         self._inbox = Inbox(queue_messages, self._regulate, self._leave)
-        self._welcome: Welcome | None = None
-        self._link: Link | None = None  # the one to send on
-        self._reading: Link | None = None  # the same, and on after GOAWAY until its end
-        self._ready = asyncio.Event()  # set while there is a link, and for good at the end
-        self._final: Closed | None = None
-        self._last: Exception | None = None  # why there is no connection
-        self._task: asyncio.Task[None] | None = None
+        self._joined = Joined()
+        self._publishes = Publishes(self._regulate)
         # Microseconds since 1970: upwards from run to run, and exact in a JavaScript number.
         self._last_id = time.time_ns() // 1000
 
@@ -124,42 +136,51 @@ class Client:
     async def start(self) -> None:
         """Connect. Tries for `connect_timeout_s`, then raises why it failed: `Closed`, or
         OSError when there was no answer. A 40xx close code is raised at once."""
-        self._task = asyncio.create_task(self._stay_connected())
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await self._ready.wait()
-        except BaseException as error:
-            await self.close()
-            if isinstance(error, TimeoutError):
-                raise self._last or TimeoutError("the server did not answer") from None
-            raise
-        if self._final:
-            raise self._final
+        await self._journey.start()
 
     async def close(self) -> None:
-        """Send what was published, then disconnect. Subscriptions end."""
-        if self._task is None:
-            return
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        link, self._link = self._reading, None
-        self._ready.clear()
-        if link and not link.closed.done():
-            link.close()
-            await asyncio.wait([link.closed], timeout=self._wait_timeout_s)
-            link.abort()
-        self._finish(self._final or Closed(0, "the client is closed"), None)
+        """Send what was published and acknowledged, then disconnect. Waits for receipts up to
+        `wait_timeout_s`; those that are missing then fail with ImError 408. Subscriptions end."""
+        await self._publishes.settled(self._wait_timeout_s)
+        for cursor in (*self._inbox.cursors(), *self._joined.cursors()):
+            cursor.flush()
+        await self._journey.stop()
 
     @property
     def is_connected(self) -> bool:
-        return self._link is not None
+        return self._journey.link is not None
 
     @property
     def welcome(self) -> Welcome | None:
         """What the server said when it last welcomed us: user, session, limits."""
-        return self._welcome
+        return self._journey.welcome
 
     # Verbs
+
+    @overload
+    async def publish(
+        self,
+        topic: str,
+        body: Any,
+        *,
+        tag: str = "",
+        codec: str | None = None,
+        no_echo: bool = False,
+        durable: Literal[False] = False,
+    ) -> int: ...
+
+    @overload
+    async def publish(
+        self,
+        topic: str,
+        body: Any,
+        *,
+        tag: str = "",
+        codec: str | None = None,
+        no_echo: bool = False,
+        durable: Literal[True],
+        retry_s: float | None = None,
+    ) -> asyncio.Future[Receipt]: ...
 
     async def publish(
         self,
@@ -169,14 +190,26 @@ class Client:
         tag: str = "",
         codec: str | None = None,
         no_echo: bool = False,
-    ) -> int:
-        """Send a message to a topic; returns its id.
+        durable: bool = False,
+        retry_s: float | None = None,
+    ) -> int | asyncio.Future[Receipt]:
+        """Send a message to a topic; returns its id, or with `durable` the future of its receipt.
 
         bytes are sent as they are (`codec` says what they hold, default "bytes"), everything
-        else is encoded with `codec`, by default the client's. Waits for a connection and for
-        room in its buffer, up to `wait_timeout_s`: ImError 408. Returning means handed to the
-        socket, not received; a refusal by the server comes to `on_error`. ImError 422 for a bad
-        topic or tag, 413 for a frame over the limit, ValueError for a body that cannot be encoded.
+        else is encoded with `codec`, by default the client's. ImError 422 for a bad topic or
+        tag, 413 for a frame over the limit, ValueError for a body that cannot be encoded.
+
+        Without `durable` it waits for a connection and for room in its buffer, up to
+        `wait_timeout_s`: ImError 408. Returning means handed to the socket, not received; a
+        refusal by the server comes to `on_error`.
+
+        With `durable` it waits, as long, for room among those without a receipt. The future
+        resolves when the message is on the server's disk, and fails with the ImError that the
+        server refused it with, or `Closed`. Until then the message is repeated with the same id
+        on every new connection, and when the server puts it off; `retry_s` ends that with ImError
+        408: nobody knows whether it is kept. Cancelling the future ends it too, and recalls
+        nothing. One that was put off may come behind later ones: wait for each receipt where
+        the order matters.
         """
         check_topic(topic)
         check_tag(tag)
@@ -185,32 +218,61 @@ class Client:
         else:
             kind = CODECS[codec] if codec else self._codec
             data = encode_value(body, kind)
-        link = self._link
-        if link is None or link.is_full:
-            link = await self._usable()
+        flags = (NO_ECHO if no_echo else 0) | (DURABLE if durable else 0)
+        link = self._journey.link
+        if durable:
+            self._journey.check_running()
+            await self._publishes.room(len(data), self._wait_timeout_s)
+            self._journey.check_running()
+        elif link is None or link.is_full:
+            link = await self._journey.usable()
+        welcome = self._journey.welcome
+        assert welcome
         self._last_id += 1
-        id, flags = self._last_id, NO_ECHO if no_echo else 0
-        user = link.welcome.user
-        link.send(encode_message(topic, user, data, tag=tag, id=id, flags=flags, codec=kind))
+        id, user = self._last_id, welcome.user
+        frame = encode_message(topic, user, data, tag=tag, id=id, flags=flags, codec=kind)
+        if durable:
+            return self._publishes.add(id, topic, frame, retry_s)
+        assert link
+        link.send(frame)
         return id
 
-    async def subscribe(self, topic: str, tags: str = "*") -> Subscription:
-        """Receive a topic from now on; `tags` picks: "*", or "a||b". ImError when refused,
-        409 for a topic that this client already reads, 408 without an answer in time."""
+    async def subscribe(
+        self,
+        topic: str,
+        tags: str = "*",
+        *,
+        durable: bool = False,
+        after: int | None = None,
+        epoch: str = "",
+    ) -> Subscription:
+        """Receive a topic; `tags` picks: "*", or "a||b". ImError when refused, 507 where the
+        server keeps nothing, 409 for a topic that this client already reads, 408 without an
+        answer in time.
+
+        From now on, and after a lost connection from then on; or with `durable` what this user
+        and device have not acknowledged yet, the first time from now on; or everything behind
+        the seq `after`, and after a lost connection where it ended. `durable` with `after`
+        sets the place that is remembered. `epoch`: the `Subscription.epoch` that `after` was
+        read under; when the topic is numbered anew since, everything that is kept comes.
+        """
         topic, tags = check_topic(topic), check_tags(tags)
-        self._check_running()
-        subscription = Subscription(topic, tags, self._inbox)
+        self._journey.check_running()
+        cursor = None
+        if durable or after is not None:
+            cursor = Cursor(topic, is_durable=durable, after=after, epoch=epoch)
+        subscription = Subscription(topic, tags, self._inbox, cursor)
         if self._inbox.by_topic.setdefault(topic, subscription) is not subscription:
             raise ImError(ErrorCode.CONFLICT, f"already subscribed to {topic}")
+        self._joined.end(topic)
         try:
             async with asyncio.timeout(self._wait_timeout_s):
-                if self._link:  # else it is opened with the others when the next one is made
-                    self._open(subscription)
+                self._open(subscription)  # or with the others, when there is a connection
                 await subscription.opened
         except BaseException as error:
             self._inbox.forget(subscription, None)
-            if not isinstance(error, ImError) and self._link:
-                self._link.tell(FrameType.UNSUBSCRIBE, Unsubscribe(topic))
+            if not isinstance(error, ImError) and self._journey.link:
+                self._journey.link.tell(FrameType.UNSUBSCRIBE, Unsubscribe(topic))
             if isinstance(error, TimeoutError):
                 raise ImError(ErrorCode.TIMEOUT, f"no answer about {topic} in time") from None
             raise
@@ -221,91 +283,31 @@ class Client:
         there was no answer in time or the connection ended first: it may have been done."""
         try:
             async with asyncio.timeout(timeout_s):
-                link = await self._usable()
+                link = await self._journey.usable()
                 answer = await self._request(link, FrameType.CALL, Call(method, params))
         except TimeoutError:
             raise ImError(ErrorCode.TIMEOUT, f"no answer to {method} in time") from None
         assert isinstance(answer, Result)
         return answer.result
 
-    # Connections
+    # What the Journey reports (client_journey.Traveller)
 
-    async def _stay_connected(self) -> None:
-        try:
-            closed = await self._travel()
-        except Exception as error:
-            _log.exception("the client failed")
-            closed = Closed(0, f"the client failed: {error!r}")
-        self._finish(closed, closed)
-
-    async def _travel(self) -> Closed:
-        """Connection after connection, until one ends with a code that says stop."""
-        loop = asyncio.get_running_loop()
-        itinerary = Itinerary(self._home)
-        while True:
-            began_s = loop.time()
-            closed = await self._connection(itinerary.address)
-            if closed.action is Action.STOP:
-                return closed
-            lived_ms = (loop.time() - began_s) * 1000
-            delay_ms = itinerary.after(closed, lived_ms, self._welcome)
-            _log.info("%s; next attempt in %d ms", closed, delay_ms)
-            await asyncio.sleep(delay_ms / 1000)
-
-    async def _connection(self, address: tuple[str, int]) -> Closed:
-        """One attempt: from connecting to why it ended."""
-        try:
-            token = self._token if isinstance(self._token, str | None) else await self._token()
-        except Exception as error:  # the application's: whatever it is, try again later
-            self._last = error
-            return Closed(0, f"no token: {error!r}")
-        try:
-            hello = msgspec.structs.replace(self._hello, token=token)
-            link = await open_link(address, hello, self._codec, self, self._connect_timeout_s)
-        except (Closed, OSError, ValueError) as error:
-            self._last = error
-            return error if isinstance(error, Closed) else Closed(0, str(error))
-        self._welcome, self._reading = link.welcome, link
+    def arrived(self, link: Link) -> None:
         if link.is_usable:
-            self._link = link
             # Before anybody can publish on it: a publisher sees its own first message.
             for subscription in self._inbox.by_topic.values():
                 self._open(subscription)
+            self._publishes.resume(link)
             self._regulate()
-            self._ready.set()
         self._tell(self.on_connect, link.welcome)
-        await asyncio.wait([link.closed])
-        closed = self._last = link.closed.result()
-        self._reading = None
-        self._tell(self.on_disconnect, closed)
-        return closed
 
-    def _finish(self, final: Closed, error: Closed | None) -> None:
-        self._final = final
-        self._ready.set()
+    def departed(self, closed: Closed) -> None:
+        self._tell(self.on_disconnect, closed)
+
+    def finished(self, final: Closed, error: Closed | None) -> None:
+        self._publishes.end(final)
         for subscription in list(self._inbox.by_topic.values()):
             self._inbox.forget(subscription, error)
-
-    async def _usable(self) -> Link:
-        """A connection with room to send. ImError 408 after `wait_timeout_s` without."""
-        self._check_running()
-        try:
-            async with asyncio.timeout(self._wait_timeout_s):
-                while True:
-                    await self._ready.wait()
-                    self._check_running()
-                    assert self._link
-                    if not self._link.is_full:
-                        return self._link
-                    await self._link.room()
-        except TimeoutError:
-            raise ImError(ErrorCode.TIMEOUT, "no connection with room in time") from None
-
-    def _check_running(self) -> None:
-        if self._task is None:
-            raise RuntimeError("not started: use `async with Client(...)` or `start()`")
-        if self._final:
-            raise self._final
 
     # Subscriptions
 
@@ -317,11 +319,10 @@ class Client:
 
     def _open(self, subscription: Subscription) -> None:
         """Ask for a subscription, for the first time or again."""
-        link = self._link
+        link = self._journey.link
         if link is None or subscription.is_ended:
             return
-        body = Subscribe(subscription.topic, subscription.tags)
-        answer = self._request(link, FrameType.SUBSCRIBE, body)
+        answer = self._request(link, FrameType.SUBSCRIBE, subscription.question())
         answer.add_done_callback(partial(self._on_opened, subscription, link))
 
     def _on_opened(
@@ -342,7 +343,7 @@ class Client:
             self._inbox.forget(subscription, error)
 
     async def _leave(self, subscription: Subscription) -> None:
-        link = self._link
+        link = self._journey.link
         if link and self._inbox.by_topic.get(subscription.topic) is subscription:
             try:
                 async with asyncio.timeout(self._wait_timeout_s):
@@ -353,7 +354,7 @@ class Client:
         self._inbox.forget(subscription, None)
 
     def _regulate(self) -> None:
-        if link := self._reading:
+        if link := self._journey.reading:
             if self._inbox.is_stuck(link.is_waiting):
                 link.pause()
             else:
@@ -363,24 +364,55 @@ class Client:
 
     def message_came(self, message: Message) -> None:
         if not self._inbox.deliver(message):
-            self._tell(self.on_message, message)
+            self._joined.deliver(message, self.on_message)
+
+    def receipt_came(self, receipt: Receipt) -> None:
+        self._publishes.receipt_came(receipt)
+
+    def is_owed(self, link: Link) -> bool:
+        return self._publishes.is_owed(link)
+
+    def subscribed(self, link: Link, body: Subscribed, is_asked: bool) -> None:
+        subscription = self._inbox.by_topic.get(body.topic)
+        if subscription:
+            cursor = subscription.cursor
+            if not is_asked and not (cursor and cursor.is_open):
+                return  # ours is about to replace it
+        elif is_asked or not body.durable:
+            return
+        elif self.on_message is None:
+            link.tell(FrameType.UNSUBSCRIBE, Unsubscribe(body.topic))
+            return
+        else:
+            cursor = self._joined.cursor(body.topic)
+        if cursor and cursor.begin(body, link.welcome.limits.window, link.send):
+            text = f"{body.topic} is numbered anew; what is kept comes again"
+            self._report(ImError(ErrorCode.LOST, text, topic=body.topic))
 
     def notice_came(self, body: Body) -> None:
         if isinstance(body, Unsubscribed):
+            self._joined.end(body.topic)
             subscription = self._inbox.by_topic.get(body.topic)
             if subscription:
                 self._inbox.forget(subscription, ImError(body.code) if body.code else None)
         elif isinstance(body, Error):
             error = body.exception()
-            if self.on_error:
-                self._tell(self.on_error, error)
-            else:
-                _log.warning("the server refused message %d to %r: %s", body.id, body.topic, error)
+            if not self._publishes.refused(error):
+                self._report(error)
+
+    def _report(self, error: ImError) -> None:
+        if self.on_error:
+            self._tell(self.on_error, error)
+        elif error.id:
+            _log.warning("the server refused message %d to %r: %s", error.id, error.topic, error)
+        else:
+            _log.warning("about %r: %s", error.topic, error)
 
     def link_leaves(self, link: Link) -> None:
-        if self._link is link:
-            self._link = None
-            self._ready.clear()
+        for cursor in (*self._inbox.cursors(), *self._joined.cursors()):
+            cursor.pause()
+        self._publishes.suspend()
+        self._journey.leave(link)
 
     def _tell(self, callback: Callable[[Any], object] | None, news: object) -> None:
         # Later and by the loop: what the application raises must not end the connection.

@@ -32,14 +32,19 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def back_off_ms(attempts: int, policy: Reconnect) -> float:
+    """A random time up to a bound that grows with every attempt that led to nothing."""
+    ceiling_ms = min(policy.max_ms, policy.base_ms * policy.factor ** min(attempts, 64))
+    return random.uniform(0, ceiling_ms)
+
+
 def reconnect_delay_ms(closed: Closed, attempts: int, policy: Reconnect) -> float:
     """How long to wait before connecting again, after `attempts` that led to nothing lasting.
 
     42xx and 43xx name their own window for the first attempt; from then on, and for all other
     codes, it is a random time up to the exponential bound, on top of what the server asked for.
     """
-    ceiling_ms = min(policy.max_ms, policy.base_ms * policy.factor ** min(attempts, 64))
-    jitter_ms = random.uniform(0, ceiling_ms)
+    jitter_ms = back_off_ms(attempts, policy)
     if closed.action is Action.BACK_OFF:
         return closed.retry_after_ms + jitter_ms
     window_ms = random.uniform(0, closed.retry_after_ms)

@@ -25,9 +25,12 @@ from imserver.protocol import (
     FrameType,
     Goaway,
     Hello,
+    Receipt,
+    Subscribed,
     Welcome,
     decode_body,
     decode_message,
+    decode_receipt,
     encode_bare,
     encode_frame,
 )
@@ -51,11 +54,20 @@ class Owner(Protocol):
 
     def message_came(self, message: Message) -> None: ...
 
+    def receipt_came(self, receipt: Receipt) -> None: ...
+
+    def subscribed(self, link: "Link", body: Subscribed, is_asked: bool) -> None:
+        """A subscription begins, asked for or not. Before the answer of the request, and perhaps
+        before `open_link` has returned: messages may follow in the same read."""
+
     def notice_came(self, body: Body) -> None:
-        """SUBSCRIBED, UNSUBSCRIBED or ERROR that no request waits for."""
+        """UNSUBSCRIBED or ERROR that no request waits for."""
 
     def link_leaves(self, link: "Link") -> None:
         """Nothing new may be sent: GOAWAY came, or the connection is gone."""
+
+    def is_owed(self, link: "Link") -> bool:
+        """Whether a receipt may still come on it."""
 
 
 class Link(asyncio.Protocol):
@@ -121,8 +133,8 @@ class Link(asyncio.Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a request is unanswered."""
-        return bool(self._requests)
+        """Whether an answer or a receipt is still to come."""
+        return bool(self._requests) or self._owner.is_owed(self)
 
     @property
     def is_full(self) -> bool:
@@ -176,7 +188,10 @@ class Link(asyncio.Protocol):
             self._owner.message_came(decode_message(frame.data))
         elif frame.type == FrameType.PING:
             self.send(encode_bare(FrameType.PONG, frame.request))
-        elif frame.type in (FrameType.PONG, FrameType.RECEIPT) or frame.type > FrameType.GOAWAY:
+        elif frame.type == FrameType.RECEIPT:
+            self._owner.receipt_came(decode_receipt(frame.body))
+            self._settle()
+        elif frame.type == FrameType.PONG or frame.type > FrameType.GOAWAY:
             pass  # what a newer server may say besides is not for us
         else:
             self._on_body(frame.request, decode_body(frame.type, frame.codec, frame.body))
@@ -187,11 +202,14 @@ class Link(asyncio.Protocol):
             return
         if isinstance(body, Welcome):
             self._begin(body)
+        if isinstance(body, Subscribed):
+            self._owner.subscribed(self, body, request != 0)
         answer = self._requests.pop(request, None)
         if answer is None or answer.done():
             # Of late answers only these concern more than their caller.
-            if request == 0:
+            if request == 0 and not isinstance(body, Subscribed):
                 self._owner.notice_came(body)
+                self._settle()
         elif isinstance(body, Error):
             answer.set_exception(body.exception())
         else:
@@ -200,7 +218,11 @@ class Link(asyncio.Protocol):
     def _answered(self, number: int, answer: asyncio.Future[Body]) -> None:
         if self._requests.get(number) is answer:  # its caller gave up
             del self._requests[number]
-        if self._reason and not self._requests:
+        self._settle()
+
+    def _settle(self) -> None:
+        """After GOAWAY: close when nothing more is to come."""
+        if self._reason and not self.is_waiting:
             self.close()
 
     # Begin, liveness, end
@@ -233,7 +255,7 @@ class Link(asyncio.Protocol):
         """GOAWAY: let what was asked be answered, then close."""
         self._reason = closed
         self._owner.link_leaves(self)
-        if self._requests:
+        if self.is_waiting:
             self.loop.call_later(LINGER_S, self.abort)
         else:
             self.close()

@@ -1,18 +1,21 @@
 """What a client has received and its application has not yet read.
 
     S1  a subscription holds at most `queue_messages` messages, or STRETCH times as many while
-        a request is unanswered; the connection stops reading before that.
+        an answer or a receipt is waited for; the connection stops reading before that. A durable
+        one is sent no more than the server's window besides.
 
-Not here: asking the server for a subscription (client).
+Not here: asking the server for a subscription (client), what was acknowledged (client_cursor).
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Self
 
+from imserver.client_cursor import Cursor
 from imserver.errors import ErrorCode, ImError
 from imserver.model import Message
+from imserver.protocol import Subscribe
 
 #: A full subscription stops the reading, but an answer that somebody waits for, perhaps the
 #: very task that would read the subscription, must still get through: up to this many times
@@ -25,11 +28,24 @@ class Subscription:
 
     Iteration ends after `close()`; it raises ImError with the code of an UNSUBSCRIBED that
     nobody asked for, and `Closed` when the client was told to stop. Made by `Client.subscribe`.
+
+    With `durable` every message is to be acknowledged when it has been dealt with; until then
+    it is sent again, to whichever connection this user and device have, with REDELIVERED in
+    its `flags` and `attempt` counted up:
+
+        async for message in subscription:
+            try:
+                await handle(message)
+            except Exception:
+                subscription.nack(message)
+            else:
+                subscription.ack(message)
     """
 
-    def __init__(self, topic: str, tags: str, inbox: "Inbox") -> None:
+    def __init__(self, topic: str, tags: str, inbox: "Inbox", cursor: Cursor | None = None) -> None:
         self.topic = topic
         self.tags = tags
+        self.cursor = cursor
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_ended = False
         self._inbox = inbox
@@ -41,16 +57,50 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Message:
-        while not self._queue:
-            if self._error:
-                raise self._error
-            if self.is_ended:
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
-        message = self._queue.popleft()
-        self._inbox.shrunk(self)
-        return message
+        while True:
+            while not self._queue:
+                if self._error:
+                    raise self._error
+                if self.is_ended:
+                    raise StopAsyncIteration
+                self._news.clear()
+                await self._news.wait()
+            message = self._queue.popleft()
+            self._inbox.shrunk(self)
+            if self.cursor is None or self.cursor.hand(message):
+                return message
+
+    def ack(self, message: Message | int) -> None:
+        """Done with everything up to this message, or seq. Of a message that was set aside by
+        `nack`, and is older than that, only with itself.
+
+        Returns at once. What is acknowledged in one turn of the event loop leaves as one
+        frame; what is lost with its connection is said again on the next. Without effect for
+        messages that were not received, or whose topic has been numbered anew since.
+        """
+        self._durable_cursor().ack(message if isinstance(message, int) else message.seq)
+
+    def nack(self, message: Message | int) -> None:
+        """This one message failed here: the server sends it again later, after its last attempt
+        never. The others go on, and may be acknowledged past it."""
+        self._durable_cursor().nack(message if isinstance(message, int) else message.seq)
+
+    def _durable_cursor(self) -> Cursor:
+        if self.cursor is None or not self.cursor.is_durable:
+            raise RuntimeError("only durable subscriptions acknowledge")
+        return self.cursor
+
+    @property
+    def epoch(self) -> str:
+        """The numbering that seqs belong to, to be kept with them; empty without `durable` and
+        `after`. It changes when the server's store was replaced: then everything that is kept
+        comes, and `on_error` hears of it with code 410."""
+        return self.cursor.epoch if self.cursor else ""
+
+    @property
+    def missed(self) -> int:
+        """How many messages were gone by retention each time the subscription began, in sum."""
+        return self.cursor.missed if self.cursor else 0
 
     def __len__(self) -> int:
         """How many messages wait to be read."""
@@ -61,6 +111,8 @@ class Subscription:
 
     async def close(self) -> None:
         """Unsubscribe. What waits to be read is gone."""
+        if self.cursor:
+            self.cursor.pause()
         self.end(None)
         self._queue.clear()
         self._inbox.shrunk(self)
@@ -72,8 +124,12 @@ class Subscription:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def question(self) -> Subscribe:
+        """How to ask the server for it, the first time or again."""
+        return self.cursor.question(self.tags) if self.cursor else Subscribe(self.topic, self.tags)
+
     def put(self, message: Message) -> None:
-        if not self.is_ended:
+        if not self.is_ended and (self.cursor is None or self.cursor.take(message)):
             self._queue.append(message)
             self._news.set()
 
@@ -123,6 +179,9 @@ class Inbox:
             self._full.discard(subscription)
             self._regulate()
 
+    def cursors(self) -> Iterator[Cursor]:
+        return (one.cursor for one in self.by_topic.values() if one.cursor)
+
     def is_stuck(self, is_waiting: bool) -> bool:
         """Whether reading must stop; `is_waiting` while an answer is expected."""
         bound = self._bound * STRETCH if is_waiting else self._bound
@@ -130,5 +189,7 @@ class Inbox:
 
     def forget(self, subscription: Subscription, error: ImError | None) -> None:
         subscription.end(error)
+        if subscription.cursor:
+            subscription.cursor.pause()
         if self.by_topic.get(subscription.topic) is subscription:
             del self.by_topic[subscription.topic]
