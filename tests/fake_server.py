@@ -56,6 +56,8 @@ class Conversation:
                 return 0, protocol.decode_message(frame.data)
             if type in (FrameType.PING, FrameType.PONG):
                 return frame.request, None
+            if type in (FrameType.ACK, FrameType.NACK):
+                return frame.request, protocol.decode_position(frame.body)
             return frame.request, protocol.decode_body(type, frame.codec, frame.body)
 
     async def expect_end(self) -> None:
@@ -69,6 +71,32 @@ class Conversation:
         frames = [protocol.encode_message(topic, "bob", text.encode()) for text in texts]
         self.writer.write(b"".join(frames))
 
+    def deliver_kept(self, topic: str, *seqs: int, flags: int = protocol.DURABLE) -> None:
+        """Messages with a place in the topic; each body is its seq."""
+        self.writer.write(
+            b"".join(
+                protocol.encode_message(
+                    topic, "bob", str(seq).encode(), seq=seq, flags=flags, id=seq
+                )
+                for seq in seqs
+            )
+        )
+
+    def redeliver(self, topic: str, *seqs: int) -> None:
+        self.deliver_kept(topic, *seqs, flags=protocol.DURABLE | protocol.REDELIVERED)
+
+    async def published(self, count: int = 1) -> list[Any]:
+        """The next MESSAGEs."""
+        return [(await self.expect(FrameType.MESSAGE))[1] for _ in range(count)]
+
+    def receipt(self, id: int, seq: int = 1, time_ms: int = 5) -> None:
+        self.writer.write(protocol.encode_receipt(protocol.Receipt(id, seq, time_ms)))
+
+    async def pong(self) -> None:
+        """Returns when the client has read everything so far. Nothing but PONG may come."""
+        self.writer.write(protocol.encode_bare(FrameType.PING, 99))
+        assert await self.expect(FrameType.PONG) == (99, None)
+
     async def welcome(self, welcome: bodies.Welcome = WELCOME) -> bodies.Hello:
         frame = await self.read()
         assert frame is not None
@@ -78,10 +106,10 @@ class Conversation:
         self.say(FrameType.WELCOME, welcome, frame.request)
         return hello
 
-    async def grant(self) -> bodies.Subscribe:
+    async def grant(self, **fields: Any) -> bodies.Subscribe:
         """Read a SUBSCRIBE and agree."""
         request, body = await self.expect(FrameType.SUBSCRIBE)
-        self.say(FrameType.SUBSCRIBED, bodies.Subscribed(body.topic), request)
+        self.say(FrameType.SUBSCRIBED, bodies.Subscribed(body.topic, **fields), request)
         assert isinstance(body, bodies.Subscribe)
         return body
 
@@ -137,6 +165,13 @@ async def connected(fake: FakeServer, **options: Any) -> tuple[Client, Conversat
 
 async def subscribed(client: Client, conversation: Conversation, topic: str = "room:1") -> Any:
     subscription, _ = await asyncio.gather(client.subscribe(topic), conversation.grant())
+    return subscription
+
+
+async def followed(client: Client, conversation: Conversation, **fields: Any) -> Any:
+    """A durable subscription to room:1; `fields` are those of SUBSCRIBED."""
+    granted = conversation.grant(**{"durable": True, "epoch": "e1", **fields})
+    subscription, _ = await asyncio.gather(client.subscribe("room:1", durable=True), granted)
     return subscription
 
 
