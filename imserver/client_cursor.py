@@ -7,7 +7,8 @@ see it twice. What waits here or is in the application's hands comes again too, 
 
     K1  nothing is acknowledged that was not handed out and sent on this very connection.
     K2  an ACK leaves after the NACKs of all messages that it passes.
-    K3  what is remembered of single messages is bounded by the queue and the server's window.
+    K3  what is remembered of single messages is bounded: by the queue, the server's window and
+        ASIDES_MAX.
 
 Nothing here waits.
 Not here: the queue (client_subscription), opening again (client).
@@ -25,6 +26,9 @@ from imserver.protocol import (
     Subscribed,
     encode_position,
 )
+
+#: Messages that were set aside and are undecided. Of more the oldest may come once more.
+ASIDES_MAX = 1024
 
 
 class Cursor:
@@ -49,10 +53,13 @@ class Cursor:
         self._seen = 0  # the newest that was taken
         self._handed = 0  # the newest that was handed out
         self._acked = 0  # by the application
-        self._here = 0  # the newest that was sent on this connection
+        self._sent = 0  # the newest on this connection
+        self._ackable = 0  # the same without what a NACK is for
         self._said = 0  # the newest ACK on this connection
-        self._nacked: set[int] = set()  # beyond `_acked` when it was said; the cursor may follow
-        # What waits to be handed out: its seq, and whether it was set aside.
+        self._nacked: set[int] = set()  # what was beyond `_acked` when it was said
+        # What is set aside and in the application's hands: whether it is acknowledged since.
+        self._asides: dict[int, bool] = {}
+        # What waits to be handed out: its seq, and whether it is set aside.
         self._waiting: dict[int, bool] = {}
         self._queued = 0  # the same and what has no seq
         self._stale = 0  # how many of them are numbered as no one numbers any more
@@ -81,11 +88,12 @@ class Cursor:
             self._seen = self._acked = said.cursor
             self._handed, self._stale = 0, self._queued
             self._nacked.clear()
+            self._asides.clear()
             self._waiting.clear()
         else:
             self._seen = max(self._seen, said.cursor)
             self._acked = max(self._acked, said.cursor)
-        self._here = self._said = said.cursor
+        self._sent = self._ackable = self._said = said.cursor
         self._has_begun, self._after = True, None
         self._send = send
         self._window = window
@@ -110,23 +118,25 @@ class Cursor:
         return True
 
     def _takes(self, seq: int, is_redelivered: bool) -> bool:
-        self._here = max(self._here, seq)
-        if not self.is_durable:
-            is_new = seq > self._seen
-            self._seen = max(self._seen, seq)
-            return is_new
         if is_redelivered:
             if seq in self._waiting:
                 return False
-            self._nacked.discard(seq)  # the server knows; the application decides anew
-            self._waiting[seq] = seq <= self._acked
-        elif seq <= self._seen:
-            self._say_again(seq)
+            # Not for its time but by itself: a NACK has come first, here or in a former life.
+            is_aside = seq <= self._acked or seq > self._seen or seq in self._nacked
+            self._waiting[seq] = is_aside
+            return True
+        self._sent = max(self._sent, seq)
+        if seq in self._nacked:
+            self._say(FrameType.NACK, seq)
             return False
-        else:
+        self._ackable = max(self._ackable, seq)
+        if seq <= self._seen:
+            self._plan()
+            return False
+        self._seen = seq
+        if self.is_durable:
             self._waiting[seq] = False
             self._prune(seq)
-        self._seen = max(self._seen, seq)
         return True
 
     def hand(self, message: Message) -> bool:
@@ -136,41 +146,54 @@ class Cursor:
             self._stale -= 1
             return True
         seq = message.seq
-        was_aside = self._waiting.pop(seq, False)
-        if message.flags & REDELIVERED and seq <= self._acked and not was_aside:
+        if self._waiting.pop(seq, False):
+            self._asides[seq] = False
+            if len(self._asides) > ASIDES_MAX:
+                del self._asides[next(iter(self._asides))]
+        elif message.flags & REDELIVERED and seq <= self._acked:
             return False  # the first delivery has been acknowledged meanwhile
-        self._handed = max(self._handed, seq)
+        else:
+            self._handed = max(self._handed, seq)
         return True
 
     # Decisions
 
     def ack(self, seq: int) -> None:
-        """Everything up to `seq`, or, behind that, one that was set aside."""
-        if not 0 < seq <= self._handed:
+        """Everything up to `seq`; but one that was set aside alone."""
+        if seq in self._asides:
+            self._asides[seq] = True
+        elif 0 < seq <= self._handed:
+            self._acked = max(self._acked, seq)
+        else:
             return
         self._nacked.discard(seq)
-        if seq <= self._acked:
-            self._say(FrameType.ACK, seq)
-            return
-        self._acked = seq
         self._plan()
 
     def nack(self, seq: int) -> None:
         """This one later, the others go on."""
-        if not 0 < seq <= self._handed:
+        was_aside = self._asides.pop(seq, None) is not None
+        if not was_aside and not 0 < seq <= self._handed:
             return
         self.flush()
         if seq > self._acked:
             self._nacked.add(seq)
-        self._say(FrameType.NACK, seq)
+        if seq <= self._sent:
+            self._say(FrameType.NACK, seq)
 
     def flush(self) -> None:
-        """Say how far everything is acknowledged, if that is news."""
+        """Say what is acknowledged, where that is news."""
         self._is_due = False
-        upto = min(self._acked, self._here)
-        if self._send and upto > self._said:
+        if self._send is None:
+            return
+        upto = min(self._acked, self._ackable)
+        if upto > self._said:
             self._said = upto
             self._say(FrameType.ACK, upto)
+        # Further ahead it would be taken for everything before it, too.
+        for seq in [seq for seq, is_done in self._asides.items() if is_done]:
+            if seq <= min(self._said + 1, self._sent):
+                del self._asides[seq]
+                self._say(FrameType.ACK, seq)
 
     def _plan(self) -> None:
         # One ACK a turn of the loop, however many messages it stands for.
@@ -179,14 +202,8 @@ class Cursor:
             asyncio.get_running_loop().call_soon(self.flush)
 
     def _say(self, type: FrameType, seq: int) -> None:
-        if self._send and seq <= self._here:
+        if self._send:
             self._send(encode_position(type, Position(seq, self.topic)))
-
-    def _say_again(self, seq: int) -> None:
-        if seq in self._nacked:
-            self._say(FrameType.NACK, seq)
-        if seq <= self._acked:
-            self._plan()
 
     def _prune(self, seq: int) -> None:
         # The server sends `seq` only when everything a window before it is settled, and with

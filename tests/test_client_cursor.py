@@ -83,6 +83,17 @@ class Deliveries(RuleBasedStateMachine):
         self.run(self.cursor.pause)
         self.is_connected = False
 
+    @precondition(lambda self: not self.is_connected)
+    @rule()
+    def restart(self) -> None:
+        """Another process of the same device: what only the old one knew is decided anew."""
+        self.cursor = Cursor(TOPIC)
+        self.queue.clear()
+        self.hands.clear()
+        known = {*range(1, self.stored + 1), *self.aside}
+        self.decided = {seq: said for seq, said in self.decided.items() if seq in known}
+        self.handed = [(seq, True) for seq, _ in self.handed]
+
     @precondition(lambda self: self.is_connected and self.sent < self.committed)
     @rule(count=st.integers(1, 4))
     def send(self, count: int) -> None:
