@@ -25,7 +25,7 @@ from imserver.model import Message
 from imserver.protocol import REDELIVERED, FrameReader, FrameType, Subscribed, decode_position
 
 TOPIC = "room:1"
-WINDOW = 4
+WINDOW = 3
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -90,6 +90,7 @@ class Deliveries(RuleBasedStateMachine):
         self.cursor = Cursor(TOPIC)
         self.queue.clear()
         self.hands.clear()
+        self.to_server.clear()
         known = {*range(1, self.stored + 1), *self.aside}
         self.decided = {seq: said for seq, said in self.decided.items() if seq in known}
         self.handed = [(seq, True) for seq, _ in self.handed]
@@ -116,7 +117,7 @@ class Deliveries(RuleBasedStateMachine):
         seq = chance.choice(sorted(self.aside))  # type: ignore[attr-defined]
         self.to_client.append(self.message(seq, REDELIVERED))
 
-    @precondition(lambda self: self.is_connected and self.to_server)
+    @precondition(lambda self: self.to_server)  # what is under way may come after the loss
     @rule(count=st.integers(1, 9))
     def hear(self, count: int) -> None:
         for frame in self.frames(count):
@@ -158,6 +159,7 @@ class Deliveries(RuleBasedStateMachine):
         for _ in range(min(count, len(self.to_client))):
             message = self.to_client.popleft()
             if self.run(self.cursor.take, message):
+                assert message.seq not in [waiting.seq for waiting in self.queue]
                 self.queue.append(message)
 
     @precondition(lambda self: self.queue)
@@ -177,6 +179,14 @@ class Deliveries(RuleBasedStateMachine):
         message = self.hands.pop(0)
         self.decided[message.seq] = "ack" if is_good else "nack"
         self.run(self.cursor.ack if is_good else self.cursor.nack, message.seq)
+
+    @precondition(lambda self: len(self.hands) > 1)
+    @rule()
+    def nack_another(self) -> None:
+        """Out of order, as when several are worked on at a time."""
+        message = self.hands.pop(1)
+        self.decided[message.seq] = "nack"
+        self.run(self.cursor.nack, message.seq)
 
     @invariant()
     def what_is_remembered_is_bounded(self) -> None:
@@ -206,5 +216,5 @@ class Deliveries(RuleBasedStateMachine):
         self.loop.close()
 
 
-Deliveries.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+Deliveries.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 TestDeliveries = pytest.mark.timeout(120)(Deliveries.TestCase)
