@@ -149,6 +149,8 @@ class Gateway:
     async def settle(self) -> None:
         """Before the store closes: what has been acknowledged goes into it."""
         if self.followers and self.members:
+            while self.on_events():  # the last acknowledgements of those who have just gone
+                pass
             await self.members.membership.close()
             await self.followers.stop()
 
@@ -195,16 +197,18 @@ class Gateway:
 
     # Events
 
-    def on_events(self) -> None:
-        """Take what the core tells, in order."""
+    def on_events(self) -> bool:
+        """Take what the core tells, in order. False when there was nothing."""
         if not self.answers.is_running:
-            return
-        for kind, conn, a, b, data in self.core.poll():
+            return False
+        events = self.core.poll()
+        for kind, conn, a, b, data in events:
             try:
                 _HANDLERS[kind](self, conn, a, b, data)
             except Exception:
                 _log.exception("event %d of connection %x failed; it is closed", kind, conn)
                 self.core.close(conn, CloseCode.INTERNAL)
+        return bool(events)
 
     def on_hello(self, conn: int, flags: int, request: int, data: bytes) -> None:
         self.logins.on_hello(conn, codec_of(flags), request, data)
@@ -355,7 +359,14 @@ class Gateway:
 
     async def _settle(self, session: Session, number: int, is_nack: bool, data: bytes) -> None:
         assert self.followers
-        await self.followers.on_position(number, is_nack, data)
+        try:
+            await self.followers.on_position(number, is_nack, data)
+        except ImError as error:
+            if error.code == ErrorCode.NOT_FOUND or not self.answers.is_here(session):
+                raise
+            # A later ACK would pass what could not be set aside: it comes again to who comes again.
+            self.core.close(session.conn, CloseCode.OVERLOADED)
+            return
         if self.answers.is_here(session):
             self.core.send(session.conn, b"", _core.ENDS_PAUSE)
 

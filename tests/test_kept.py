@@ -15,7 +15,7 @@ from harness import JSON, Peer, RunningServer, dev_config
 
 from imserver import Server
 from imserver.config import Delivery, Limits, Namespace
-from imserver.errors import ErrorCode, ImError
+from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.hooks import Publication
 from imserver.model import Message
 from imserver.protocol import (
@@ -367,6 +367,28 @@ def test_a_nack_sets_one_aside_also_past_a_restart(serve: Start) -> None:
     while server.run(lambda: store.aside("bob", "test", ROOM)):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_who_cannot_refuse_a_message_is_closed_and_gets_it_again(serve: Start) -> None:
+    server = serve()
+    ann, bob = reader(server, "ann"), reader(server, "bob")
+    bob.subscribe(durable=True)
+    keep(ann, "ann", 2)
+    bob.take(2)
+    store = server.server._store
+    assert store is not None
+
+    def fail() -> None:
+        raise apsw.FullError("database or disk is full")
+
+    store._writer._flush = fail  # type: ignore[method-assign]
+    bob.ack(1, type=FrameType.NACK)
+    bob.ack(2)  # is not taken any more
+    assert bob.expect(FrameType.GOAWAY).code == CloseCode.OVERLOADED
+    server = serve()
+    bob = reader(server, "bob")
+    bob.subscribe(durable=True)
+    assert seqs(bob.take(2)) == [1, 2]
 
 
 def test_an_ack_of_what_was_never_sent_is_an_error(serve: Start) -> None:
