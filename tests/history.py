@@ -74,28 +74,28 @@ class History:
         self.receipts: defaultdict[Publish, set[tuple[int, int]]] = defaultdict(set)
         #: subscriber -> (number of its connection, message), in order.
         self.deliveries: defaultdict[str, list[tuple[int, Message]]] = defaultdict(list)
+        #: Receipted messages that some subscriber has not got; asked for all the time.
+        self.owed = 0
+        self._got: dict[str, set[Publish]] = {name: set() for name in subscribers}
 
     def publish(self, publish: Publish, topic: str, body: bytes) -> None:
         self.published[publish] = (topic, body)
 
     def receipt(self, publish: Publish, receipt: Receipt) -> None:
+        topic, _ = self.published[publish]
+        if publish not in self.receipts:
+            self.owed += sum(
+                topic in topics and publish not in self._got[name]
+                for name, topics in self.subscribers.items()
+            )
         self.receipts[publish].add((receipt.seq, receipt.time_ms))
 
     def delivery(self, subscriber: str, connection: int, message: Message) -> None:
         self.deliveries[subscriber].append((connection, message))
-
-    def owed(self) -> int:
-        """Receipted messages that some subscriber has not got."""
-        got = {
-            name: {Publish(message.sender, message.id) for _, message in deliveries}
-            for name, deliveries in self.deliveries.items()
-        }
-        return sum(
-            publish not in got.get(name, ())
-            for publish in self.receipts
-            for name, topics in self.subscribers.items()
-            if self.published[publish][0] in topics
-        )
+        publish, got = Publish(message.sender, message.id), self._got[subscriber]
+        if publish not in got:
+            got.add(publish)
+            self.owed -= publish in self.receipts
 
     def verdict(self) -> Verdict:
         verdict = Verdict(len(self.published), len(self.receipts))

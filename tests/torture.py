@@ -32,6 +32,7 @@ SETTINGS = {
 }
 START_S = 30.0
 DRAIN_S = 60.0
+REST_EVERY = 25
 SERVE = (sys.executable, "-m", "imserver")
 FAULTY = (sys.executable, str(Path(__file__).with_name("faulty_server.py")))
 
@@ -128,9 +129,11 @@ async def torture(
                 child.kill()
             child.start()
             await child.listening()
-            if progress and cycle % 10 == 9:
-                receipts = len(crowd.history.receipts)
-                print(f"{cycle + 1} kills, {receipts} receipts", flush=True)
+            if cycle % REST_EVERY == REST_EVERY - 1:
+                await crowd.finish(drain_s)  # or its readers would fall behind for ever
+                if progress:
+                    owed, receipts = crowd.history.owed, len(crowd.history.receipts)
+                    print(f"{cycle + 1} kills, {receipts} receipts, {owed} owed", flush=True)
         await crowd.finish(drain_s)
     finally:
         await crowd.leave()

@@ -224,7 +224,7 @@ class Crowd:
             async with asyncio.timeout(timeout_s):
                 while self.is_busy:  # noqa: ASYNC110 (many conditions)
                     await asyncio.sleep(0.05)
-                while self.history.owed():  # noqa: ASYNC110
+                while self.history.owed:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
                 await asyncio.sleep(0.2)  # for what was kept without a receipt
 
