@@ -43,6 +43,10 @@ class StoreError(Exception):
     directory and says what to do."""
 
 
+class StoreInUse(StoreError):
+    """Another process has the store open."""
+
+
 class Appended(NamedTuple):
     """What became of the frames of one append.
 
@@ -239,6 +243,11 @@ class Timeline(Protocol):
         self, *, topic: str = "", user: str = "", after: int = 0, limit: int = 100
     ) -> list[DeadLetter]:
         """Dead letters by their ids, those behind `after`; of one topic or user, where given."""
+
+    async def dead_of(
+        self, topic: str, seq: int, after: int = 0, limit: int = 100
+    ) -> list[DeadLetter]:
+        """The letters of one message by their ids, taken or not, those behind `after`."""
 
     async def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
         """Mark letters as under way again, their attempts counted from 0, and return them,

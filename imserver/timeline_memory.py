@@ -275,6 +275,12 @@ class MemoryTimeline:
         ]
         return found[:limit]
 
+    async def dead_of(
+        self, topic: str, seq: int, after: int = 0, limit: int = 100
+    ) -> list[DeadLetter]:
+        found = await self.dead(topic=topic, after=after, limit=len(self._dead))
+        return [letter for letter in found if letter.seq == seq][:limit]
+
     async def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
         self._check()
         taken = []

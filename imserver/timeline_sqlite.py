@@ -201,6 +201,15 @@ class SqliteTimeline:
             lambda connection: [letter(row) for row in rows(connection, sql, values)]
         )
 
+    async def dead_of(
+        self, topic: str, seq: int, after: int = 0, limit: int = 100
+    ) -> list[DeadLetter]:
+        sql = f"{DEAD} WHERE name = ? AND seq = ? AND dead.id > ? ORDER BY dead.id LIMIT ?"
+        values = (topic.encode(), seq, after, limit)
+        return await self._reader.run(
+            lambda connection: [letter(row) for row in rows(connection, sql, values)]
+        )
+
     async def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:
         taken: list[DeadLetter] = await self._change(lambda tables: tables.take_dead(ids))
         return taken

@@ -34,7 +34,7 @@ from typing import Any, Final
 import apsw
 import apsw.sqlite_extra
 
-from imserver.timeline import StoreError
+from imserver.timeline import StoreError, StoreInUse
 
 FILE: Final = "store.db"
 APPLICATION: Final = 0x494D5352  # "IMSR", in the header of the file
@@ -78,6 +78,7 @@ CREATE TABLE mark (
     user TEXT NOT NULL, topic INTEGER NOT NULL, seq INTEGER NOT NULL,
     PRIMARY KEY (user, topic)) WITHOUT ROWID;
 CREATE INDEX cursor_by_topic ON cursor (topic, user, device);
+CREATE INDEX dead_by_topic ON dead (topic, seq);
 """,
 )
 VERSION: Final = len(STEPS)
@@ -124,7 +125,7 @@ class Lock:
         except OSError:
             holder = os.pread(self._fd, 20, 0).decode(errors="replace").strip() or "unknown"
             os.close(self._fd)
-            raise StoreError(
+            raise StoreInUse(
                 f"the data directory {directory} is in use by process {holder}: stop that server,"
                 " or choose another directory (--data)"
             ) from None

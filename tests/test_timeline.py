@@ -467,6 +467,20 @@ async def test_dead_letters_are_listed_by_topic_and_user_in_pages(store: Timelin
     assert await store.dead(topic="room:nothing") == []
 
 
+async def test_the_letters_of_one_message_are_found(store: Timeline) -> None:
+    await store.put_dead(
+        [dead(1), dead(2, user="bob"), dead(1, user="bob"), dead(1, topic="room:b")]
+    )
+    found = await store.dead_of("room:a", 1)
+    assert [(one.user, one.topic, one.seq) for one in found] == [
+        ("ann", "room:a", 1),
+        ("bob", "room:a", 1),
+    ]
+    assert await store.dead_of("room:a", 1, limit=1) == found[:1]
+    assert await store.dead_of("room:a", 1, after=found[0].id) == found[1:]
+    assert await store.dead_of("room:a", 3) == []
+
+
 async def test_a_letter_under_way_again_is_kept_until_it_arrives_or_dies_again(
     store: Timeline,
 ) -> None:
