@@ -1,8 +1,8 @@
 """The command line: options in, one call out.
 
-What a command does stands in `cli_serve`, `cli_store`, `cli_chat`, `cli_bench` and `cli_doctor`;
-they are imported by the command that needs them, so that `imserver token` in a shell loop does
-not load an event loop.
+What a command does stands in `cli_serve`, `cli_chat`, `cli_bench` and `cli_doctor`; they are
+imported by the command that needs them, so that `imserver token` in a shell loop does not load an
+event loop. The commands over a store are in `cli_operator`.
 Exit codes: 0 done, 1 failed, 2 wrong use, 78 bad configuration (EX_CONFIG of sysexits).
 
 Not here: what settings mean (config), and the comparison with other servers (bench, run from the
@@ -12,39 +12,25 @@ repository).
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn
 
 import click
 import msgspec
 
 from imserver import __version__
-from imserver.config import DEFAULT_DATA_DIR, MAKE_A_KEY, Config, ConfigError, check_serve
-from imserver.config_sources import load, to_toml
+from imserver.cli_operator import dlq_group, store_group, topic_group, why
+from imserver.cli_options import (
+    BadConfig,
+    client_options,
+    config_option,
+    read_config,
+    serving_options,
+)
+from imserver.config import DEFAULT_DATA_DIR, MAKE_A_KEY, ConfigError, check_serve
+from imserver.config_sources import to_toml
 from imserver.errors import ImError
-
-EX_CONFIG = 78
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class BadConfig(click.ClickException):
-    """The configuration cannot be used; the message names the setting and the rule."""
-
-    exit_code = EX_CONFIG
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"bad configuration: {self.message}", file=file or sys.stderr)
-
-
-def read_config(path: Path | None, **overrides: Any) -> Config:
-    """File, environment, command line. Options that were not given are None and do nothing."""
-    given = {key: value for key, value in overrides.items() if value is not None}
-    try:
-        return load(path, environ=os.environ, overrides=given)
-    except ConfigError as error:
-        raise BadConfig(str(error)) from None
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -55,50 +41,6 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         click.echo("", err=True)
     except (ImError, ValueError) as error:  # refused, or not to be put into a frame
         raise click.ClickException(str(error)) from None
-
-
-config_option = click.option(
-    "-c",
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    envvar="IMSERVER_CONFIG",
-    help="TOML file with settings; also IMSERVER_CONFIG.",
-)
-
-
-def serving_options(command: F) -> F:
-    """The settings that `serve` takes as options, and whoever asks what serve would do."""
-    for option in (
-        click.option("--dev", is_flag=True, default=None, help="Insecure: for trying out."),
-        click.option("--threads", metavar="N", help="I/O threads; 0: in the event loop."),
-        click.option("--data", "data_dir", metavar="DIR", help="Directory for what survives."),
-        click.option("--http", metavar="HOST:PORT", help="Address of the HTTP API."),
-        click.option("--listen", metavar="HOST:PORT", help="Address for clients."),
-        config_option,
-    ):
-        command = option(command)
-    return command
-
-
-def client_options(command: F) -> F:
-    """Where the server is and who we are."""
-    for option in (
-        click.option(
-            "--token", metavar="TOKEN", help="Login; better IMSERVER_TOKEN, which ps(1) hides."
-        ),
-        click.option("--user", metavar="NAME", help="Login without a token, to a --dev server."),
-        click.option(
-            "--server",
-            metavar="HOST:PORT",
-            envvar="IMSERVER_SERVER",
-            default="127.0.0.1:7400",
-            show_default=True,
-            help="Also IMSERVER_SERVER.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 def _login(user: str | None, token: str | None) -> dict[str, str]:
@@ -117,6 +59,10 @@ def _login(user: str | None, token: str | None) -> dict[str, str]:
 @click.version_option(__version__, prog_name="imserver")
 def main() -> None:
     """An instant-messaging server. Start with: imserver serve --dev"""
+
+
+for command in (store_group, topic_group, dlq_group, why):
+    main.add_command(command)
 
 
 @main.command()
@@ -279,88 +225,3 @@ def doctor(config_path: Path | None, **overrides: Any) -> NoReturn:
 
     given = {key: value for key, value in overrides.items() if value is not None}
     sys.exit(cli_doctor.report(cli_doctor.examine(config_path, os.environ, given), __version__))
-
-
-def store_options(command: F) -> F:
-    """Whose store it is. A server must not be running on it."""
-    data = click.option("--data", "data_dir", metavar="DIR", help="The server's data directory.")
-    return config_option(data(command))
-
-
-def _directory(config_path: Path | None, data_dir: str | None) -> Path:
-    return Path(read_config(config_path, data_dir=data_dir).data_dir or DEFAULT_DATA_DIR)
-
-
-@main.group("store")
-def store_group() -> None:
-    """Look after the store of a stopped server."""
-
-
-@store_group.command("check")
-@store_options
-def store_check(config_path: Path | None, data_dir: str | None) -> NoReturn:
-    """Read everything and say what is damaged. Changes nothing; exit code 1 if something is."""
-    from imserver import cli_store
-
-    sys.exit(cli_store.check(_directory(config_path, data_dir)))
-
-
-@store_group.command("compact")
-@store_options
-def store_compact(config_path: Path | None, data_dir: str | None) -> None:
-    """Give the space of forgotten messages back to the disk."""
-    from imserver import cli_store
-
-    cli_store.compact(_directory(config_path, data_dir))
-
-
-@main.group("topic")
-def topic_group() -> None:
-    """Look into the topics of a stopped server."""
-
-
-@topic_group.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@store_options
-def topic_list(config_path: Path | None, data_dir: str | None, as_json: bool) -> None:
-    """Print all topics, and the first and last seq that each keeps."""
-    from imserver import cli_store
-
-    cli_store.topics(_directory(config_path, data_dir), as_json)
-
-
-@topic_group.command("history")
-@click.argument("topic")
-@click.option("--after", metavar="SEQ", type=click.IntRange(min=0), help="Start behind this one.")
-@click.option("--count", type=click.IntRange(min=1), default=50, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@store_options
-def topic_history(
-    config_path: Path | None,
-    data_dir: str | None,
-    topic: str,
-    after: int | None,
-    count: int,
-    as_json: bool,
-) -> None:
-    """Print messages of TOPIC: the last ones, or those behind a seq."""
-    from imserver import cli_store
-
-    directory = _directory(config_path, data_dir)
-    cli_store.history(directory, topic, -1 if after is None else after, count, as_json)
-
-
-@topic_group.command("trim")
-@click.argument("topic")
-@click.option("--before", metavar="SEQ", type=click.IntRange(min=1), help="Forget all before it.")
-@click.option("--keep", metavar="N", type=click.IntRange(min=1), help="Forget all but the newest.")
-@store_options
-def topic_trim(
-    config_path: Path | None, data_dir: str | None, topic: str, before: int | None, keep: int | None
-) -> None:
-    """Forget the oldest messages of TOPIC, for good."""
-    from imserver import cli_store
-
-    if (before is None) == (keep is None):
-        raise click.UsageError("give --before or --keep, one of them")
-    cli_store.trim(_directory(config_path, data_dir), topic, before or 0, keep or 0)

@@ -9,6 +9,8 @@ import asyncio
 import os
 import sys
 import threading
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import click
@@ -38,6 +40,24 @@ def say(text: str) -> None:
     """A line on stdout, at once: it may be a pipe that somebody waits at."""
     click.echo(printable(text))
     sys.stdout.flush()
+
+
+def table(lines: Sequence[Mapping[str, object]]) -> None:
+    """Lines with the same columns, under their names."""
+    cells = [list(lines[0]), *([printable(str(cell)) for cell in line.values()] for line in lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        say("  ".join(padded).rstrip())
+
+
+def when(time_ms: int) -> str:
+    """A moment as people read it, in UTC whatever the machine is set to."""
+    try:
+        seconds = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ms // 1000))
+    except (OverflowError, OSError, ValueError):
+        return f"{time_ms} ms"
+    return f"{seconds}.{time_ms % 1000:03d} UTC"
 
 
 def read_lines(fd: int) -> "asyncio.Queue[str | None]":

@@ -85,7 +85,7 @@ class Kept:
         head = (await self._timeline.extent(topic)).head
         self._check(session, topic)
         fitting = _fit(page, session.codec, room, is_back)
-        return {**fitting, "head": head, "epoch": str(self._timeline.epoch)}
+        return {**fitting, "head": head, "epoch": f"{self._timeline.epoch:x}"}
 
     async def read(self, session: Session, asked: AskRead) -> dict[str, int]:
         topic = self._check(session, asked.topic)

@@ -52,6 +52,7 @@ class Operations:
     def methods(self) -> Methods:
         return {
             "topic.list": self.topics,
+            "topic.extent": self.extent,
             "topic.history": self.history,
             "topic.members": self.members,
             "topic.trim": self.trim,
@@ -71,15 +72,19 @@ class Operations:
         extents = [extent._asdict() for extent in found]
         return {"topics": extents, "after": found[-1].topic if len(found) == limit else None}
 
-    async def history(self, topic: str, after: Count | None = None, limit: Limit = 50) -> Any:
-        """What follows `after`, or else the last messages."""
-        head = (await self._timeline.extent(topic)).head
-        at = max(0, head - limit) if after is None else after
-        page = await self._timeline.read(topic, at, limit)
+    async def extent(self, topic: str) -> dict[str, Any]:
+        return (await self._timeline.extent(topic))._asdict()
+
+    async def history(self, topic: str, after: Count = 0, limit: Limit = 50) -> dict[str, Any]:
+        page = await self._timeline.read(topic, after, limit)
         starts = [*frame_starts(page.frames), len(page.frames)]
         messages = [plain(decode_message(page.frames[a:b])) for a, b in pairwise(starts)]
         gaps = [gap._asdict() for gap in page.gaps]
-        return {"messages": messages, "gaps": gaps, "after": page.last if page.last > at else None}
+        return {
+            "messages": messages,
+            "gaps": gaps,
+            "after": page.last if page.last > after else None,
+        }
 
     async def members(self, topic: str, after: str = "", limit: Limit = 100) -> dict[str, Any]:
         found = await self._timeline.members(topic, after, limit)
@@ -160,7 +165,9 @@ class Operations:
 
     # Why
 
-    async def find(self, topic: str, sender: str, id: Count) -> dict[str, Any]:
+    async def find(self, topic: str, sender: str, id: Annotated[int, Meta(ge=0)]) -> dict[str, Any]:
+        if id >= 2**64:
+            raise ImError(ErrorCode.BAD_BODY, "numbers of messages have 64 bits")
         return await find(self._timeline, topic, sender, id)
 
     async def why(

@@ -11,7 +11,7 @@ import msgspec
 
 from imserver.protocol import Message, decode_message
 from imserver.routing import owners
-from imserver.timeline import Cursor, DeadLetter, Timeline, frame_starts
+from imserver.timeline import PAGE_FRAMES, Cursor, DeadLetter, Timeline, frame_starts
 
 #: How far back a message is looked for by its sender's number, which no index has.
 FIND_MAX: Final = 100_000
@@ -56,22 +56,21 @@ def plain(message: Message) -> dict[str, Any]:
 
 async def find(timeline: Timeline, topic: str, sender: str, id: int) -> dict[str, Any]:
     """The newest message of a topic to which this sender gave this number; `seq` is 0 when it
-    is not among the last FIND_MAX, which go back to `oldest`."""
-    before = (await timeline.extent(topic)).head + 1
-    oldest = max(1, before - FIND_MAX)
+    is not among `oldest` to `head`, the last FIND_MAX that are kept."""
+    _, first, head = await timeline.extent(topic)
+    oldest = max(first, head + 1 - FIND_MAX)
+    number, before = id.to_bytes(8), head + 1
     while before > oldest:
-        page = await timeline.read_back(topic, before, min(256, before - oldest))
+        page = await timeline.read_back(topic, before, min(PAGE_FRAMES, before - oldest))
         for at in reversed(list(frame_starts(page.frames))):
             # Decoding all of them would keep the loop of a server from its work.
-            if page.frames[at + 24 : at + 32] == id.to_bytes(8):
+            if page.frames[at + 24 : at + 32] == number:
                 end = at + 4 + int.from_bytes(page.frames[at : at + 4])
                 message = decode_message(page.frames[at:end])
                 if message.sender == sender:
-                    return {"seq": message.seq, "oldest": oldest}
-        if page.last < page.first:
-            break
-        before = page.first
-    return {"seq": 0, "oldest": max(oldest, (await timeline.extent(topic)).first)}
+                    return {"seq": message.seq, "oldest": oldest, "head": head}
+        before = min(page.first, before - 1)
+    return {"seq": 0, "oldest": oldest, "head": head}
 
 
 async def why(

@@ -136,7 +136,7 @@ def test_nothing_runs_beside_a_server_or_without_a_store(
 
     result = asyncio.run(meanwhile())
     assert result.exit_code == 1, result.output
-    assert f"is in use by process {os.getpid()}: stop that server" in result.stderr
+    assert f"is in use by process {os.getpid()}" in result.stderr
     result = run(*arguments, env={"IMSERVER_DATA_DIR": str(tmp_path / "nothing")})
     assert result.exit_code == 1, result.output
     assert f"there is no store in {tmp_path / 'nothing'}" in result.stderr
