@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from msgspec import Meta
 from imserver import control
 from imserver.control import SOCKET, ControlServer, NoControl, connect
 from imserver.errors import ErrorCode, ImError
+from imserver.operations import Operations
+from imserver.timeline_memory import MemoryTimeline
 
 
 async def add(a: int, b: Annotated[int, Meta(le=10)] = 1) -> int:
@@ -277,3 +280,10 @@ def test_the_loop_that_serve_runs_on_does_the_same(tmp_path: Path) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(talk())
+
+
+def test_every_method_is_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs/operations.md").read_text()
+    listed = text.split("Methods: ")[1].split(". What")[0]
+    methods = Operations(MemoryTimeline()).methods
+    assert set(re.findall(r"`([a-z.]+)`", listed)) == set(methods)
