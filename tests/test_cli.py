@@ -65,7 +65,20 @@ def test_every_command_is_documented(run: Run) -> None:
         assert command.help
         assert run(name, "--help").exit_code == 0
     assert sorted(main.commands) == sorted(
-        ["bench", "chat", "config", "doctor", "publish", "serve", "store", "tail", "token", "topic"]
+        [
+            "bench",
+            "chat",
+            "config",
+            "dlq",
+            "doctor",
+            "publish",
+            "serve",
+            "store",
+            "tail",
+            "token",
+            "topic",
+            "why",
+        ]
     )
 
 
