@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 
 from imserver.auth import Authenticator
 from imserver.config import Config, split_address
+from imserver.control import ControlServer
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.gateway import Gateway
 from imserver.hooks import (
@@ -38,6 +39,7 @@ from imserver.hooks import (
 )
 from imserver.membership import Membership
 from imserver.model import CODECS, encode_value
+from imserver.operations import Operations
 from imserver.protocol import (
     DURABLE,
     Receipt,
@@ -73,6 +75,7 @@ BROADCAST_TOPIC: Final = "$broadcast"
 #: The sender of what the server itself says.
 SERVER: Final = "$server"
 
+_log = logging.getLogger("imserver.server")
 logging.getLogger("imserver").addHandler(logging.NullHandler())
 
 
@@ -95,6 +98,7 @@ class Server:
         self._routing = Routing(self.config.namespaces, dev=self.config.dev)
         self._store: SqliteTimeline | None = None
         self._retention: Retention | None = None
+        self._control: ControlServer | None = None
         self._gateway: Gateway | None = None
         self._address: tuple[str, int] | None = None
         self._published = 0
@@ -157,6 +161,7 @@ class Server:
             if self._store:
                 self._retention = Retention(self._store, self._routing)
                 self._retention.start()
+                await self._listen_to_operator(gateway, self._store)
         except BaseException:
             listener.close()
             await self._close_store()
@@ -184,10 +189,24 @@ class Server:
             gateway.orders.unlisten()
             await self._close_all(gateway)
         finally:
+            if self._control:
+                await self._control.close()
             # While the gateway still listens to the core: what comes back has to be taken.
             await gateway.settle()
             await self._close_store()
             await gateway.stop()
+
+    async def _listen_to_operator(self, gateway: Gateway, store: SqliteTimeline) -> None:
+        assert gateway.followers
+        delivery = gateway.followers.delivery
+        operations = Operations(store, redrive=delivery.redrive, followers=delivery.followers)
+        control = ControlServer(Path(self.config.data_dir), operations.methods)
+        try:
+            await control.start()
+        except OSError as error:  # clients need none
+            _log.error("no control socket in %s: %s", self.config.data_dir, error)
+        else:
+            self._control = control
 
     async def _close_store(self) -> None:
         store, self._store = self._store, None

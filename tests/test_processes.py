@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from harness import Peer
 
-from imserver.protocol import FrameType
+from imserver.protocol import DURABLE, FrameType, Subscribe, encode_frame
 
 IMSERVER = [sys.executable, "-m", "imserver"]
 WAIT_S = 30.0
@@ -207,3 +207,34 @@ def test_a_message_goes_from_publish_to_tail(run: type[Process], tmp_path: Path)
     )
     assert refused.returncode != 0
     assert "403" in refused.stderr
+
+
+def test_an_operator_asks_a_server_that_serves(run: type[Process]) -> None:
+    server, address = serve(run)
+    ann, bob = connect(address), connect(address)
+    ann.login("ann", "phone")
+    bob.login("bob", "desk")
+    asked = Subscribe(topic="room:a", durable=True)
+    ann.send(encode_frame(FrameType.SUBSCRIBE, asked, 1, 2))
+    while (frame := ann.receive()) and frame[2] != 2:  # until the answer: the inbox comes unasked
+        pass
+    bob.publish("room:a", "bob", b"hello", flags=DURABLE, id=7)
+    bob.expect(FrameType.RECEIPT)
+    ann.expect(FrameType.MESSAGE)
+    for _ in range(50):  # what has been sent is told to the control plane twice a second
+        why = run("why", "room:a", "bob/7")
+        why.expect(r"room:a 1 of bob/7 was committed")
+        state = why.expect(r"ann/phone +yes +0 +(.*)\r\n")[1]
+        assert why.wait() == 0
+        if state != "not sent yet":
+            break
+    assert re.match(r"sent, \d times, not acknowledged, again in \d s", state)
+    history = run("topic", "history", "room:a")
+    history.expect("1 bob: hello")
+    ann.close()
+    bob.close()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    away = run("why", "room:a", "1")
+    away.expect(r"ann/phone +no +0 +waits for the device")
+    assert away.wait() == 0
