@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 from harness import Peer
 
-from imserver.protocol import DURABLE, FrameType, Subscribe, encode_frame
+from imserver.protocol import (
+    DURABLE,
+    REDELIVERED,
+    FrameType,
+    Position,
+    Subscribe,
+    encode_frame,
+    encode_position,
+)
 
 IMSERVER = [sys.executable, "-m", "imserver"]
 WAIT_S = 30.0
@@ -238,3 +246,39 @@ def test_an_operator_asks_a_server_that_serves(run: type[Process]) -> None:
     away = run("why", "room:a", "1")
     away.expect(r"ann/phone +no +0 +waits for the device")
     assert away.wait() == 0
+
+
+def test_a_dead_letter_is_redriven_to_a_device_that_is_here(
+    run: type[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMSERVER_DELIVERY__ATTEMPTS", "1")
+    _, address = serve(run)
+    ann = connect(address)
+    ann.login("ann", "phone")
+    asked = Subscribe(topic="room:a", durable=True)
+    ann.send(encode_frame(FrameType.SUBSCRIBE, asked, 1, 2))
+    while (frame := ann.receive()) and frame[2] != 2:
+        pass
+    ann.publish("room:a", "ann", b"hello", flags=DURABLE, id=7)
+    awaited = {FrameType.RECEIPT, FrameType.MESSAGE}
+    while awaited:
+        frame = ann.receive()
+        assert frame is not None
+        awaited.discard(FrameType(frame[0]))
+    ann.send(encode_position(FrameType.NACK, Position(1, "room:a")))
+    ann.ping()
+    listed = run("dlq", "list")
+    listed.expect(r"1 +room:a +1 +ann/phone +nack +1 ")
+    assert listed.wait() == 0
+    redriven = run("dlq", "redrive", "--topic", "room:a")
+    redriven.expect("1 sent once more")
+    assert redriven.wait() == 0
+    again = ann.receive()
+    assert again is not None
+    assert (again[0], again[1] & REDELIVERED) == (FrameType.MESSAGE, REDELIVERED)
+    ann.send(encode_position(FrameType.ACK, Position(1, "room:a")))
+    ann.ping()
+    none = run("dlq", "list", "--taken")
+    none.expect("in the whole store: none")
+    assert none.wait() == 0
+    ann.close()
