@@ -101,7 +101,8 @@ class Members:
 
     async def _subscribe(self, session: Session, topic: str) -> None:
         try:
-            await self._subscriptions.follow_unasked(session, topic)
+            still = partial(self.is_member, session.user, topic)
+            await self._subscriptions.follow_unasked(session, topic, still)
         except ImError as error:
             _log.info("%s is a member of %r and does not get it: %s", session.user, topic, error)
 

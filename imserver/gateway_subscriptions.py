@@ -3,6 +3,7 @@
 Not here: who may subscribe (routing, hooks), windows and redelivery (delivery).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from imserver import _core, gateway_frames
@@ -87,10 +88,17 @@ class Subscriptions:
                 self._followers.begin(session, request, body, position)
                 self._sessions.subscribe(session, topic)
 
-    async def follow_unasked(self, session: Session, topic: str) -> None:
+    async def follow_unasked(
+        self, session: Session, topic: str, is_member: Callable[[], bool]
+    ) -> None:
         """Subscribe a member, who is told by a SUBSCRIBED with request 0. What they hold stays as
         it is. ImError when routing or a bound forbids it."""
-        if not self._answers.is_here(session) or topic in self._sessions.topics(session):
+
+        def is_wanted() -> bool:
+            held = self._sessions.topics(session)
+            return self._answers.is_here(session) and topic not in held and is_member()
+
+        if not is_wanted():
             return
         self._check(session, topic)
         if not self._followers or not self._durability.may_keep(topic):
@@ -99,7 +107,7 @@ class Subscriptions:
         after = await self._followers.place_of_member(session, topic)
         asked = Subscribe(topic, after=after, durable=True)
         position = await self._followers.position(session, asked)
-        if self._answers.is_here(session) and topic not in self._sessions.topics(session):
+        if is_wanted():
             self._check(session, topic)
             self._followers.begin(session, 0, asked, position)
             self._sessions.subscribe(session, topic)
