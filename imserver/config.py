@@ -98,11 +98,15 @@ class Limits(Section, frozen=True, kw_only=True):
     hook_timeout_ms: Millis = 5_000
 
     def check(self) -> None:
-        if self.outbox_soft_bytes > self.outbox_hard_bytes:
-            raise self.error("outbox_soft_bytes", "is at most limits.outbox_hard_bytes")
         if self.max_frame_bytes > self.outbox_hard_bytes:
             rule = "is at most limits.outbox_hard_bytes: nobody could receive a larger frame"
             raise self.error("max_frame_bytes", rule)
+        if self.outbox_soft_bytes + self.max_frame_bytes > self.outbox_hard_bytes:
+            rule = (
+                "and limits.max_frame_bytes together are at most limits.outbox_hard_bytes: who"
+                " hears its own messages would be closed before it is made to wait"
+            )
+            raise self.error("outbox_soft_bytes", rule)
 
 
 class Reconnect(Section, frozen=True, kw_only=True):

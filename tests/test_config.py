@@ -150,7 +150,7 @@ def test_variables_that_are_not_ours_are_left_alone(name: str) -> None:
         ("IMSERVER_LIMITS__MAX_FRAME_BYTES", "63", "limits.max_frame_bytes", ">= 64"),
         ("IMSERVER_LIMITS__MAX_FRAME_BYTES", "16777216", "limits.max_frame_bytes", "<= 16777215"),
         ("IMSERVER_LIMITS__MAX_FRAME_BYTES", "2000000", "limits.max_frame_bytes", "outbox_hard"),
-        ("IMSERVER_LIMITS__OUTBOX_SOFT_BYTES", "2000000", "limits.outbox_soft_bytes", "at most"),
+        ("IMSERVER_LIMITS__OUTBOX_SOFT_BYTES", "1000000", "limits.outbox_soft_bytes", "at most"),
         ("IMSERVER_RECONNECT__BASE_MS", "40000", "reconnect.base_ms", "reconnect.max_ms"),
         ("IMSERVER_RECONNECT__FACTOR", "0.5", "reconnect.factor", ">= 1.0"),
         ("IMSERVER_AUTH__LEEWAY_S", "31", "auth.leeway_s", "<= 30"),
