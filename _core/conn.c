@@ -215,10 +215,11 @@ static enum im_status push_bytes(struct im_loop *loop, struct im_conn *conn,
     return IM_OK;
 }
 
-/* Whether a message of `len` bytes is within the bound. Nobody is slow to whom
- * we have not yet tried to send: much may have come from other threads in one
- * turn. Sending here drops no message that is being put: a connection is once
- * in a topic, so this one is not in its outbox yet. */
+/* Whether a message of `len` bytes is within the bound. Nobody is slow before
+ * the kernel has refused at this very moment: much may come from other threads
+ * or from the store in one turn, and the peer reads meanwhile. Sending here
+ * drops no message that is being put: a connection is once in a topic, so this
+ * one is not in its outbox yet. */
 static bool may_owe(struct im_loop *loop, struct im_conn *conn, uint32_t slot,
                     uint32_t len)
 {
@@ -227,8 +228,7 @@ static bool may_owe(struct im_loop *loop, struct im_conn *conn, uint32_t slot,
     len += IM_OUTBOX_REF_COST;
     if (IM_LIKELY(im_outbox_cost(&conn->outbox) + len <= most))
         return true;
-    if (!(conn->marks & IM_MARK_ARMED) &&
-        push_bytes(loop, conn, slot) == IM_BAD) {
+    if (push_bytes(loop, conn, slot) == IM_BAD) {
         im_conn_doom(loop, slot, IM_CLOSE_PEER);
         return false;
     }
