@@ -194,14 +194,19 @@ static struct im_msg *message_of(struct im_loop *loop, struct im_span bytes,
 
 /* To the store; what it has no room for is refused, since nobody can be made
  * to wait here. */
-static void keep(struct im_loop *loop, struct im_msg *msg,
+static void keep(struct im_loop *loop, uint32_t slot, struct im_msg *msg,
                  struct im_origin origin)
 {
     struct im_span whole = {msg->bytes, msg->len};
 
     if (im_journal_put(loop, msg, origin) == IM_OK)
         return;
-    im_journal_refuse(loop, origin, IM_ERROR_OVERLOADED, whole);
+    if (origin.is_token)
+        im_journal_refuse_token(loop, origin.conn);
+    else if (slot != IM_NONE &&
+             im_journal_refuse(loop, origin, IM_ERROR_OVERLOADED, whole) !=
+                 IM_OK)
+        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
     im_msg_drop(&loop->pool, msg);
 }
 
@@ -223,7 +228,7 @@ static void on_publish(struct im_loop *loop, uint32_t slot,
 
     if (msg && frame.flags & IM_DURABLE) {
         im_stat_add(&loop->stats.messages_in, 1);
-        keep(loop, msg, origin);
+        keep(loop, slot, msg, origin);
     } else if (msg) {
         uint64_t hash = im_topic_hash(&loop->topics, message.topic);
         struct im_topic *topic =
@@ -231,6 +236,8 @@ static void on_publish(struct im_loop *loop, uint32_t slot,
         im_stat_add(&loop->stats.messages_in, 1);
         im_fanout_publish(loop, msg, topic, &message, hash,
                           frame.flags & IM_NO_ECHO ? slot : IM_NONE);
+    } else if (origin.is_token) {
+        im_journal_refuse_token(loop, origin.conn);
     } else if (slot != IM_NONE) {
         /* Its hook has let it pass; it must not vanish without a word. */
         im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);

@@ -40,6 +40,10 @@ enum im_event {
     IM_EVENT_REDELIVERED = 12
 };
 
+/* Publications of Python with a token that wait for their KEPT: at most so
+ * many. None of those is ever lost. */
+#define IM_KEEPING_MAX 65536u
+
 /* In native order, as all numbers of the border are. */
 struct im_report {
     uint32_t number;

@@ -40,7 +40,7 @@ static void deliver(struct im_loop *loop, const struct im_topic *topic,
         return;
     im_msg_share(&loop->pool, msg, put);
     im_stat_add(&loop->stats.deliveries, (uint64_t)put * msg->frames);
-    loop->unflushed += put;
+    loop->unflushed += put + msg->len / IM_UNFLUSHED_BYTES;
 }
 
 /* Hands a lent message to thread `to`. While its queue is full the sender
@@ -60,7 +60,7 @@ static void hand_over(struct im_loop *loop, uint32_t to, struct im_msg *msg)
             return;
         }
         im_loop_wake(&core->loops[to]);
-        im_loop_take_relays(loop);
+        im_loop_take_relays(loop, false);
         sched_yield();
     }
     loop->waking |= 1u << to;

@@ -160,6 +160,9 @@ void im_core_stop(struct im_core *core)
     if (core->event_fd >= 0)
         close(core->event_fd);
     core->event_fd = -1;
+    if (core->store_fd >= 0)
+        close(core->store_fd);
+    core->store_fd = -1;
 }
 
 enum im_status im_core_command(struct im_core *core, uint32_t number,

@@ -19,7 +19,7 @@ struct im_core {
     int event_fd;        /* readable when Python has news */
     uint32_t event_turn; /* the thread whose events Python takes next */
     _Atomic bool stopping;
-    int store_fd; /* written to when the store has news; not ours */
+    int store_fd; /* written to when the store has news */
     /* Python has seen everything and waits for event_fd. */
     _Alignas(IM_CACHE_LINE) _Atomic bool listener_asleep;
     /* The store has taken everything and waits for store_fd. */

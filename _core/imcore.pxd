@@ -176,7 +176,7 @@ cdef extern from "journal.h" nogil:
     struct im_journal:
         pass
 
-    void im_journal_open(im_journal *, im_core *, int fd)
+    im_status im_journal_open(im_journal *, im_core *, int fd)
     void im_journal_close(im_journal *)
     uint32_t im_journal_collect(im_journal *, im_batch *, uint64_t bytes_max)
     void im_journal_settle(im_journal *, const im_batch *, uint16_t code)

@@ -2,13 +2,14 @@
  * journal.c - the way to the store and back.
  *
  * The workload: as many messages as come by in one flush of the disk, some
- * thousand, from all threads. On the way there a message costs a record of 56
+ * thousand, from all threads. On the way there a message costs a record of 48
  * bytes; on the way back it is patched where it lies, and lent to every thread
  * that wants it in the order of the commit.
  */
 #define _GNU_SOURCE
 #include "journal.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -17,6 +18,9 @@
 
 /* The store may commit as fast as we deliver; sockets must not wait. */
 #define COMMITS_A_TURN 1024u
+
+/* Frames of one message; a run of the smallest ones has fewer. */
+#define IDS_MAX 128u
 
 /* A RECEIPT: head, id, seq, time. */
 #define RECEIPT_LEN (IM_HEAD_LEN + 24u)
@@ -39,7 +43,9 @@ enum im_status im_journal_put(struct im_loop *loop, struct im_msg *msg,
     struct im_span part = {(const uint8_t *)&origin, sizeof origin};
 
     IM_ASSERT(msg->refs == 1);
-    if (loop->journal_bytes + cost > loop->core->config.pool_bytes / 2 ||
+    /* One alone may be as large as it likes. */
+    if ((loop->journal_bytes &&
+         loop->journal_bytes + cost > loop->core->config.pool_bytes / 2) ||
         im_queue_push(&loop->journal, record, &part, 1) != IM_OK)
         return IM_FULL;
     loop->journal_bytes += cost;
@@ -51,11 +57,17 @@ enum im_status im_journal_put(struct im_loop *loop, struct im_msg *msg,
 enum im_status im_journal_refuse(struct im_loop *loop, struct im_origin origin,
                                  uint16_t code, struct im_span frames)
 {
-    uint8_t ids[8 * 128];
+    uint8_t ids[8 * IDS_MAX];
     struct im_frame frame;
     struct im_message message = {0};
     size_t len = 0;
 
+    if (origin.is_token) /* Python knows what it has published */
+        return im_loop_tell(loop,
+                            (struct im_record){.kind = IM_EVENT_KEPT,
+                                               .a = code,
+                                               .conn = origin.conn},
+                            NULL, 0);
     for (struct im_span rest = frames; rest.len && len < sizeof ids;) {
         if (im_frame_peek(rest, IM_FRAME_MAX, &frame) != IM_OK ||
             im_message_peek(&frame, &message) != IM_OK)
@@ -67,11 +79,33 @@ enum im_status im_journal_refuse(struct im_loop *loop, struct im_origin origin,
     }
     uint8_t topic_len = (uint8_t)message.topic.len;
     struct im_span parts[] = {{&topic_len, 1}, message.topic, {ids, len}};
-    struct im_record record = {.kind = origin.is_token ? IM_EVENT_KEPT
-                                                       : IM_EVENT_UNKEPT,
-                               .a = code,
-                               .conn = origin.conn};
+    struct im_record record = {
+        .kind = IM_EVENT_UNKEPT, .a = code, .conn = origin.conn};
     return im_loop_tell(loop, record, parts, 3);
+}
+
+void im_journal_refuse_token(struct im_loop *loop, uint64_t token)
+{
+    struct im_origin origin = {.conn = token, .is_token = 1};
+
+    if (im_journal_refuse(loop, origin, IM_ERROR_OVERLOADED,
+                          (struct im_span){0}) != IM_OK &&
+        loop->owed_count < IM_KEEPING_MAX)
+        loop->owed_tokens[loop->owed_count++] = token;
+}
+
+static void tell_owed(struct im_loop *loop)
+{
+    struct im_record record = {.kind = IM_EVENT_KEPT, .a = IM_ERROR_OVERLOADED};
+
+    while (loop->owed_count) {
+        record.conn = loop->owed_tokens[loop->owed_count - 1];
+        if (im_loop_tell(loop, record, NULL, 0) != IM_OK) {
+            loop->commits_wait = true;
+            return;
+        }
+        loop->owed_count--;
+    }
 }
 
 /* RECEIPT for each frame, in one message. */
@@ -129,6 +163,7 @@ void im_journal_take(struct im_loop *loop)
     const struct im_record *record;
 
     loop->commits_wait = false;
+    tell_owed(loop);
     for (uint32_t left = COMMITS_A_TURN;
          left && (record = im_queue_peek(&loop->commits)); left--) {
         struct im_msg *msg = (struct im_msg *)(uintptr_t)record->conn;
@@ -151,21 +186,26 @@ void im_journal_take(struct im_loop *loop)
             im_fanout_relayed(loop, msg, skip);
         else
             im_msg_drop(&loop->pool, msg);
-        if (loop->unflushed >= IM_UNFLUSHED_MAX)
+        if (loop->unflushed >= IM_UNFLUSHED_MAX) {
             im_loop_flush(loop);
+            return; /* the next turn goes on, after sockets and commands */
+        }
     }
 }
 
-void im_journal_open(struct im_journal *journal, struct im_core *core, int fd)
+enum im_status im_journal_open(struct im_journal *journal, struct im_core *core,
+                               int fd)
 {
     *journal = (struct im_journal){.core = core};
-    core->store_fd = fd;
+    IM_ASSERT(core->store_fd < 0);
+    /* A thread may write to it after the store has ended: one of our own, or
+     * the number could be that of another file by then. */
+    core->store_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return core->store_fd < 0 ? IM_FULL : IM_OK;
 }
 
 void im_journal_close(struct im_journal *journal)
 {
-    if (journal->core)
-        journal->core->store_fd = -1;
     free(journal->entries);
     *journal = (struct im_journal){0};
 }

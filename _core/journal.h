@@ -41,6 +41,10 @@ void im_journal_take(struct im_loop *loop);
 enum im_status im_journal_refuse(struct im_loop *loop, struct im_origin origin,
                                  uint16_t code, struct im_span frames);
 
+/* The same for a publication with a token that finds no room: Python hears of
+ * it now or later. */
+void im_journal_refuse_token(struct im_loop *loop, uint64_t token);
+
 /* The store's end, for one thread. */
 struct im_journal_entry {
     struct im_msg *msg;
@@ -55,9 +59,13 @@ struct im_journal {
     uint32_t count, room;
 };
 
-/* From now on messages are taken; the store is woken by writing to the event
- * descriptor `fd`, which stays the caller's. */
-void im_journal_open(struct im_journal *journal, struct im_core *core, int fd);
+/* Once for a core: from now on messages are taken. The store is woken by
+ * writing to the event descriptor `fd`; it stays the caller's, who may close it
+ * while the threads still run. IM_FULL without a descriptor more. */
+enum im_status im_journal_open(struct im_journal *journal, struct im_core *core,
+                               int fd);
+
+/* Before or after the core ends; what was collected and not settled is lost. */
 void im_journal_close(struct im_journal *journal);
 
 /* Adds what waits to a batch, about `bytes_max`; returns how many messages that

@@ -90,8 +90,10 @@ static enum im_status init_memory(struct im_loop *loop)
     loop->relay_count = threads;
     loop->relays = aligned_alloc(IM_CACHE_LINE, threads * sizeof *loop->relays);
     loop->gather.scratch = malloc(IM_GATHER_SCRATCH);
+    loop->owed_tokens = calloc(IM_KEEPING_MAX, sizeof *loop->owed_tokens);
     if (!loop->conns || !loop->users || !loop->dirty.slots ||
-        !loop->resume.slots || !loop->relays || !loop->gather.scratch)
+        !loop->resume.slots || !loop->relays || !loop->gather.scratch ||
+        !loop->owed_tokens)
         return IM_FULL;
     memset(loop->relays, 0, threads * sizeof *loop->relays);
 
@@ -216,6 +218,7 @@ void im_loop_free(struct im_loop *loop)
     im_topics_free(&loop->topics);
     im_pool_free(&loop->pool);
     im_ring_free(&loop->ring);
+    free(loop->owed_tokens);
     free(loop->gather.scratch);
     free(loop->relays);
     free(loop->resume.slots);
@@ -232,7 +235,7 @@ void im_loop_wake(struct im_loop *loop)
         (void)!write(loop->wake_fd, &one, sizeof one);
 }
 
-void im_loop_take_relays(struct im_loop *loop)
+void im_loop_take_relays(struct im_loop *loop, bool may_flush)
 {
     for (uint32_t from = 0; from < loop->relay_count; from++) {
         struct im_queue *queue = &loop->relays[from];
@@ -248,6 +251,8 @@ void im_loop_take_relays(struct im_loop *loop)
                                   IM_NONE);
             else
                 im_accept_adopt(loop, (int)copy.b);
+            if (may_flush && loop->unflushed >= IM_UNFLUSHED_MAX)
+                im_loop_flush(loop);
         }
     }
 }
@@ -456,7 +461,7 @@ void im_loop_turn(struct im_loop *loop, int wait_ms)
     for (int i = 0; i < count; i++)
         on_ready(loop, events[i].data.u64, events[i].events);
     im_pool_collect(&loop->pool);
-    im_loop_take_relays(loop);
+    im_loop_take_relays(loop, true);
     im_journal_take(loop);
     if (loop->unflushed >= IM_UNFLUSHED_MAX)
         im_loop_flush(loop);

@@ -156,7 +156,7 @@ struct im_loop {
 
     uint32_t now_ms;    /* monotonic, at the start of the turn */
     uint64_t time_ms;   /* since the Unix epoch, likewise */
-    uint32_t unflushed; /* references put since the last flush */
+    uint32_t unflushed; /* references put since the last flush, and bytes */
     uint32_t waking;    /* threads to wake after this turn, one bit each */
     bool told;          /* Python has news */
     bool again;         /* the resume list need not wait for Python */
@@ -190,6 +190,8 @@ struct im_loop {
     struct im_queue journal; /* to the store */
     struct im_queue commits; /* from the store */
     uint64_t journal_bytes;  /* of this pool, in the hands of the store */
+    uint64_t *owed_tokens;   /* of refused publications: Python has to hear */
+    uint32_t owed_count;
     struct im_stats stats;
 
     /* Whether the thread sleeps, or is about to: who queues something for it
@@ -216,12 +218,17 @@ void im_loop_end(struct im_loop *loop);
 /* Any thread: there is something in a queue of `loop`. */
 void im_loop_wake(struct im_loop *loop);
 
-/* Takes what other threads queued for this one: messages and sockets. */
-void im_loop_take_relays(struct im_loop *loop);
+/* Takes what other threads queued for this one: messages and sockets. It may
+ * not flush while a frame is dispatched (C3). */
+void im_loop_take_relays(struct im_loop *loop, bool may_flush);
 
 /* References put into outboxes before they are flushed in the middle of a turn:
  * about as many as fit into the second-level cache with their blocks. */
 #define IM_UNFLUSHED_MAX 32768u
+
+/* The bytes of a message that count as one reference more: so 4 MB of messages
+ * are flushed as well, before they are all of a small pool. */
+#define IM_UNFLUSHED_BYTES 128u
 
 /* Sends what outboxes hold: at the end of the turn, and within it whenever
  * much has gathered. */

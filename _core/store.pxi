@@ -119,7 +119,8 @@ cdef class Journal:
 
     def __cinit__(self, Core core not None, int fd):
         self._owner = core
-        im_journal_open(&self._journal, core._core, fd)
+        if im_journal_open(&self._journal, core._core, fd) != IM_OK:
+            raise OSError("the core found no descriptor for the store")
 
     def __dealloc__(self):
         im_journal_close(&self._journal)
