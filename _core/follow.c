@@ -51,12 +51,13 @@ static void drop_changed(struct im_cursors *cursors, struct im_cursor *cursor)
     cursor->marks &= (uint8_t)~IM_CURSOR_CHANGED;
 }
 
-/* Whether the connection reads fast enough to be sent `len` bytes more. */
+/* Whether the connection reads fast enough to be sent `len` bytes more. To
+ * whom nothing is owed anything may be sent: no flush would bring it up. */
 static bool reads(const struct im_loop *loop, const struct im_conn *conn,
-                  uint32_t len)
+                  uint64_t len)
 {
-    return im_outbox_cost(&conn->outbox) + len <=
-           loop->core->config.outbox_soft_bytes;
+    return !conn->outbox.bytes || im_outbox_cost(&conn->outbox) + len <=
+                                      loop->core->config.outbox_soft_bytes;
 }
 
 /* Asks Python to read the timeline for a cursor, when there is a point (L2). */
@@ -67,10 +68,10 @@ static void ask(struct im_loop *loop, struct im_cursor *cursor)
     cursor->marks &= (uint8_t)~IM_CURSOR_OWED;
     if (!im_cursor_may_ask(cursor))
         return;
-    if (!reads(loop, conn, 1)) {
+    if (!reads(loop, conn, 1))
         conn->marks |= IM_MARK_LAGS;
-        return;
-    }
+    if (conn->marks & IM_MARK_LAGS)
+        return; /* what was fed now would be refused again, and again */
     uint64_t told[] = {cursor->acked, cursor->sent, im_cursor_room(cursor)};
     struct im_span part = {(const uint8_t *)told, sizeof told};
     struct im_record record = {.kind = IM_EVENT_WANT,
@@ -201,16 +202,14 @@ uint32_t im_follow_deliver(struct im_loop *loop, const struct im_topic *topic,
     return put;
 }
 
-/* Sends whole frames as one message. False when that is not possible now. */
+/* Sends whole frames as one message. False when that is not possible now. What
+ * is sent again was judged as a whole before. */
 static bool put_chunk(struct im_loop *loop, struct im_cursor *cursor,
-                      struct im_span frames, uint32_t count)
+                      struct im_span frames, uint32_t count, bool is_again)
 {
     struct im_conn *conn = &loop->conns[cursor->conn];
 
-    if (!frames.len)
-        return true;
-    if (!reads(loop, conn, (uint32_t)frames.len + IM_OUTBOX_REF_COST) &&
-        conn->outbox.bytes) {
+    if (!is_again && !reads(loop, conn, frames.len + IM_OUTBOX_REF_COST)) {
         conn->marks |= IM_MARK_LAGS;
         return false;
     }
@@ -225,7 +224,7 @@ static bool put_chunk(struct im_loop *loop, struct im_cursor *cursor,
     msg->frames = (uint16_t)count;
     if (im_conn_put(loop, cursor->conn, msg, IM_FOR_MESSAGE)) {
         im_stat_add(&loop->stats.deliveries, count);
-        loop->unflushed++;
+        loop->unflushed += 1 + msg->len / IM_UNFLUSHED_BYTES;
         return true;
     }
     im_msg_drop(&loop->pool, msg);
@@ -242,11 +241,13 @@ struct chunk {
 static bool send_chunk(struct im_loop *loop, struct im_cursor *cursor,
                        struct chunk *chunk, bool is_again)
 {
-    if (!put_chunk(loop, cursor, chunk->frames, chunk->count))
+    if (!chunk->count)
+        return true;
+    if (!put_chunk(loop, cursor, chunk->frames, chunk->count, is_again))
         return false;
     im_stat_add(is_again ? &loop->stats.redelivered : &loop->stats.fed,
                 chunk->count);
-    if (chunk->count && !is_again)
+    if (!is_again)
         im_cursor_move(cursor, chunk->last, true);
     *chunk = (struct chunk){{0}, 0, 0};
     return true;
@@ -274,7 +275,8 @@ static bool send_page(struct im_loop *loop, struct im_cursor *cursor,
         if (!is_again && is_for_it && chunk.count >= im_cursor_room(cursor))
             break;
         bool is_next = seq == (chunk.count ? chunk.last : cursor->sent) + 1;
-        if ((!is_for_it || (!is_again && !is_next) ||
+        if (chunk.count &&
+            (!is_for_it || (!is_again && !is_next) ||
              chunk.frames.len + frame.size > CHUNK_BYTES ||
              chunk.frames.at + chunk.frames.len != frame.at) &&
             !send_chunk(loop, cursor, &chunk, is_again))
@@ -337,7 +339,9 @@ void im_follow_redeliver(struct im_loop *loop, uint32_t slot, uint32_t number,
     bool is_silent = silent_ms >= silence_ms;
     if (is_silent)
         im_heartbeat_doubt(&loop->heartbeat, slot, loop->now_ms);
+    /* All or nothing: Python counts what was sent. */
     bool is_sent = !is_silent && !(conn->marks & IM_MARK_ARMED) &&
+                   reads(loop, conn, frames.len) &&
                    send_page(loop, cursor, frames, true);
     if (is_sent)
         cursor->marks |= IM_CURSOR_FORWARD;
