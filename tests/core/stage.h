@@ -21,8 +21,25 @@
 
 #define CLIENTS 16
 
+/* An event that is only in the way. */
+#define FILLER_EVENT 999
+
+/* What a thread told Python, of the events that need no answer at once. */
+struct told {
+    uint16_t kind, a;
+    uint32_t b;
+    uint64_t conn;
+    uint8_t bytes[256];
+    uint32_t len;
+};
+
 struct stage {
     struct im_core *core;
+    uint64_t conns[CLIENTS]; /* in the order in which they said HELLO */
+    uint32_t conn_count;
+    uint32_t verdict;       /* on whoever wants to publish */
+    struct told told[1024]; /* the oldest first */
+    uint32_t told_count;
     struct sockaddr_in address;
     int listener;
     int clients[CLIENTS];
@@ -59,7 +76,8 @@ static void tell(struct stage *stage, uint32_t number, struct im_record record,
 
 static struct stage new_stage(struct im_config config)
 {
-    struct stage stage = {.address = {.sin_family = AF_INET}};
+    struct stage stage = {.address = {.sin_family = AF_INET},
+                          .verdict = IM_ALLOW};
     static const uint16_t codes[] = {IM_CLOSE_UNAUTHORIZED,
                                      IM_CLOSE_BAD_PROTOCOL, IM_CLOSE_SLOW,
                                      IM_CLOSE_OVERLOADED, IM_CLOSE_HEARTBEAT};
@@ -92,6 +110,20 @@ static void start_listening(struct stage *stage)
          NULL, 0);
 }
 
+static void note(struct stage *stage, const struct im_record *event)
+{
+    struct told *told = &stage->told[stage->told_count++];
+
+    CHECK(stage->told_count < sizeof stage->told / sizeof *told);
+    CHECK(event->len <= sizeof told->bytes);
+    *told = (struct told){.kind = event->kind,
+                          .a = event->a,
+                          .b = event->b,
+                          .conn = event->conn,
+                          .len = event->len};
+    memcpy(told->bytes, im_record_bytes(event), event->len);
+}
+
 static void on_event(struct stage *stage, const struct im_record *event)
 {
     struct im_span all = {im_record_bytes(event), event->len};
@@ -102,6 +134,7 @@ static void on_event(struct stage *stage, const struct im_record *event)
 
     switch (event->kind) {
     case IM_EVENT_HELLO:
+        stage->conns[stage->conn_count++] = event->conn;
         record.kind = IM_COMMAND_WELCOME;
         record.a = 2;
         parts[1] =
@@ -118,12 +151,23 @@ static void on_event(struct stage *stage, const struct im_record *event)
         break;
     case IM_EVENT_ASK:
         record.kind = IM_COMMAND_DECIDE;
-        record.b = IM_ALLOW;
+        record.b = stage->verdict;
         tell(stage, im_conn_thread(event->conn), record, &all, 1);
+        break;
+    case FILLER_EVENT:
         break;
     case IM_EVENT_CLOSED:
         stage->closed++;
         stage->close_code = event->a;
+        note(stage, event);
+        break;
+    case IM_EVENT_UNKEPT:
+    case IM_EVENT_KEPT:
+    case IM_EVENT_WANT:
+    case IM_EVENT_CURSORS:
+    case IM_EVENT_POSITION:
+    case IM_EVENT_REDELIVERED:
+        note(stage, event);
         break;
     default:
         FAIL("an event of kind %u", event->kind);
@@ -193,7 +237,7 @@ static void write_message_to(uint8_t *to, const char *topic, size_t size)
 
 /* Each has other flags than the one before it, so it is a message of its own.
  */
-static void publish(int fd, size_t size)
+static inline void publish(int fd, size_t size)
 {
     static uint8_t flags;
     uint8_t frame[FRAME_BYTES];
@@ -234,7 +278,7 @@ static uint8_t receive(struct stage *stage, int fd, uint8_t *frame)
     return frame[4];
 }
 
-static bool has_news(int fd)
+static inline bool has_news(int fd)
 {
     struct pollfd one = {.fd = fd, .events = POLLIN};
     return poll(&one, 1, 0) == 1;
@@ -255,12 +299,12 @@ static int log_in_to(struct stage *stage, const char *topic)
     return fd;
 }
 
-static int log_in(struct stage *stage, bool subscribes)
+static inline int log_in(struct stage *stage, bool subscribes)
 {
     return log_in_to(stage, subscribes ? "room" : NULL);
 }
 
-static uint64_t stat_of(const struct stage *stage, const char *name)
+static inline uint64_t stat_of(const struct stage *stage, const char *name)
 {
     uint64_t sums[IM_STAT_MAX];
 
@@ -272,7 +316,7 @@ static uint64_t stat_of(const struct stage *stage, const char *name)
 }
 
 /* Ends the stream at once, with everything sent already there. */
-static void reset(int fd)
+static inline void reset(int fd)
 {
     struct linger now = {.l_onoff = 1};
     int under_way = 1;
@@ -285,7 +329,7 @@ static void reset(int fd)
     close(fd);
 }
 
-static int open_descriptors(void)
+static inline int open_descriptors(void)
 {
     DIR *all = opendir("/proc/self/fd");
     int count = 0;
@@ -297,9 +341,34 @@ static int open_descriptors(void)
     return count;
 }
 
-static void end(struct stage *stage)
+static inline void end(struct stage *stage)
 {
     im_core_free(stage->core);
     for (uint32_t i = 0; i < stage->client_count; i++)
         close(stage->clients[i]);
+}
+
+/* A true sentence. */
+struct step {
+    const char *name;
+    void (*run)(void);
+};
+
+#define STEP(name) {#name, name}
+
+/* The main function of a file of steps: runs the one that is named, or says
+ * which there are. */
+static int run_steps(const struct step *steps, size_t step_count, int count,
+                     char **arguments)
+{
+    for (size_t i = 0; i < step_count; i++) {
+        if (count < 2) {
+            puts(steps[i].name);
+        } else if (strcmp(arguments[1], steps[i].name) == 0) {
+            alarm(10);
+            steps[i].run();
+            return 0;
+        }
+    }
+    return count < 2 ? 0 : 2;
 }

@@ -399,11 +399,7 @@ static void a_blocking_listener_blocks_nothing(void)
     end(&stage);
 }
 
-#define STEP(name) {#name, name}
-static const struct {
-    const char *name;
-    void (*run)(void);
-} STEPS[] = {
+static const struct step STEPS[] = {
     STEP(a_burst_of_relays_makes_no_reader_slow),
     STEP(nobody_is_closed_in_the_middle_of_its_own_publication),
     STEP(a_run_crosses_to_the_other_thread_as_one),
@@ -425,14 +421,5 @@ static const struct {
 
 int main(int count, char **arguments)
 {
-    for (size_t i = 0; i < sizeof STEPS / sizeof *STEPS; i++) {
-        if (count < 2) {
-            puts(STEPS[i].name);
-        } else if (strcmp(arguments[1], STEPS[i].name) == 0) {
-            alarm(10);
-            STEPS[i].run();
-            return 0;
-        }
-    }
-    return count < 2 ? 0 : 2;
+    return run_steps(STEPS, sizeof STEPS / sizeof *STEPS, count, arguments);
 }

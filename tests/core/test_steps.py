@@ -1,7 +1,7 @@
 """Single steps of the whole core, in an order that no real thread can be made to keep.
 
-steps.c takes the turns of all threads by hand. Each of its steps is a true sentence, and once
-was not.
+The C files take the turns of all threads by hand, and make the commits of the store. Each of
+their steps is a true sentence, and once was not or might not be.
 """
 
 import re
@@ -9,16 +9,30 @@ import re
 import pytest
 from building import CHECKED, CORE, HERE, build, run
 
-STEPS = re.findall(r"^\s+STEP\((\w+)\),$", (HERE / "steps.c").read_text(), flags=re.M)
+FILES = ["steps", "steps_store", "steps_follow"]
+STEPS = [
+    (file, name)
+    for file in FILES
+    for name in re.findall(r"^\s+STEP\((\w+)\),$", (HERE / f"{file}.c").read_text(), flags=re.M)
+]
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
+def programs(tmp_path_factory):
+    """Each built when it is first needed."""
     folder = tmp_path_factory.mktemp("steps")
-    return build(folder / "steps", CHECKED["asan"], [*CORE, HERE / "steps.c"])
+    built = {}
+
+    def program(file):
+        if file not in built:
+            sources = [*CORE, HERE / f"{file}.c"]
+            built[file] = build(folder / file, CHECKED["asan"], sources)
+        return built[file]
+
+    return program
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_step(steps, name) -> None:
-    result = run(*steps, name, timeout_s=30)
+@pytest.mark.parametrize(("file", "name"), STEPS, ids=[name for _, name in STEPS])
+def test_step(programs, file, name) -> None:
+    result = run(*programs(file), name, timeout_s=30)
     assert result.returncode == 0, result.stderr[-6000:] or f"exit {result.returncode}"
