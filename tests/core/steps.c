@@ -5,6 +5,7 @@
  *     steps NAME
  */
 #define _GNU_SOURCE
+#include "conn.h"
 #include "stage.h"
 
 /* Another thread has relayed more than an outbox holds before this one took
@@ -30,6 +31,29 @@ static void a_burst_of_relays_makes_no_reader_slow(void)
         CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
     }
     CHECK(stage.closed == 0);
+    end(&stage);
+}
+
+/* As while a publication waits for another thread: much is put, nothing is
+ * flushed, no socket is looked at. */
+static void who_has_read_meanwhile_is_not_slow(void)
+{
+    struct stage stage = new_stage(default_config(0));
+    uint8_t frame[FRAME_BYTES], read[FRAME_BYTES];
+    struct im_loop *loop = stage.core->loops;
+
+    start_listening(&stage);
+    int reader = log_in(&stage, false);
+    const struct im_conn *conn = &loop->conns[0];
+    write_message_to(frame, "room", 60000);
+    for (int i = 0; i < 400; i++) {
+        im_conn_send(loop, 0, (struct im_span){frame, 60000});
+        CHECK(!(conn->marks & IM_MARK_DOOMED));
+        if (conn->marks & IM_MARK_ARMED)
+            while (recv(reader, read, sizeof read, MSG_DONTWAIT) > 0)
+                ;
+    }
+    CHECK(conn->marks & IM_MARK_ARMED);
     end(&stage);
 }
 
@@ -401,6 +425,7 @@ static void a_blocking_listener_blocks_nothing(void)
 
 static const struct step STEPS[] = {
     STEP(a_burst_of_relays_makes_no_reader_slow),
+    STEP(who_has_read_meanwhile_is_not_slow),
     STEP(nobody_is_closed_in_the_middle_of_its_own_publication),
     STEP(a_run_crosses_to_the_other_thread_as_one),
     STEP(a_run_without_room_is_taken_one_by_one),

@@ -258,6 +258,28 @@ static void one_alone_may_be_larger_than_the_journal(void)
     close_store(store);
 }
 
+static void a_burst_from_the_disk_leaves_sockets_their_turn(void)
+{
+    struct stage stage = new_stage(default_config(0));
+    struct store *store = new_store(&stage);
+
+    start_listening(&stage);
+    int author = log_in(&stage, false), reader = log_in(&stage, true);
+    for (uint64_t id = 1; id <= 400; id++) {
+        keep(author, "room", id, IM_NO_ECHO * (id & 1), 1500);
+        if (id % 20 == 0)
+            settle(&stage);
+    }
+    commit(store);
+    turn(&stage, 0);
+    CHECK(!im_queue_is_empty(&stage.core->loops[0].commits));
+    for (uint64_t seq = 1; seq <= 400; seq++)
+        expect_message(&stage, reader, seq);
+    CHECK(stage.closed == 0);
+    end(&stage);
+    close_store(store);
+}
+
 /* Events of no kind, until there is no room for more. */
 static void fill_events(struct im_loop *loop)
 {
@@ -431,6 +453,7 @@ static const struct step STEPS[] = {
     STEP(an_author_that_left_is_still_heard),
     STEP(a_full_journal_makes_authors_wait_and_loses_nothing),
     STEP(one_alone_may_be_larger_than_the_journal),
+    STEP(a_burst_from_the_disk_leaves_sockets_their_turn),
     STEP(a_full_event_queue_loses_no_answer_of_the_disk),
     STEP(a_publication_of_the_program_is_answered_without_room),
     STEP(who_wants_no_echo_is_receipted),

@@ -41,6 +41,7 @@ struct peer {
     bool is_gone, is_subscribed;
     uint64_t after; /* of a SUBSCRIBE under way */
     uint64_t last;  /* seq received; redeliveries do not count */
+    uint64_t acked; /* the latest ACK, sent or implied */
     uint64_t *seqs; /* all received */
     uint32_t seq_count;
     uint32_t written, unanswered;
@@ -80,6 +81,8 @@ static void queue_position(struct peer *peer, uint8_t type)
     im_store_u64(body, peer->last);
     kept_topic(body + 8, peer->topic);
     queue_frame(peer, type, body, sizeof body);
+    if (type == IM_ACK)
+        peer->acked = peer->last;
 }
 
 static void queue_message(struct peer *peer, uint32_t number, uint8_t flags)
@@ -125,6 +128,8 @@ static void on_message(struct crowd *crowd, struct peer *peer,
     if (seq <= peer->last)
         FAIL("peer %u: message %lu behind %lu", peer->index, seq, peer->last);
     peer->last = seq;
+    if (peer->role != READS && peer->window && *peer->tags == '*')
+        CHECK(seq - peer->acked <= peer->window);
     CHECK(peer->seq_count < KEPT_MAX);
     peer->seqs[peer->seq_count++] = seq;
     if (peer->role == READS || !peer->is_subscribed)
@@ -145,7 +150,7 @@ static void on_subscribed(struct peer *peer)
     peer->is_subscribed = true;
     if (peer->role == READS)
         return;
-    peer->last = peer->after;
+    peer->last = peer->acked = peer->after;
     while (peer->seq_count && peer->seqs[peer->seq_count - 1] > peer->after)
         peer->seq_count--;
 }
