@@ -462,7 +462,8 @@ void im_loop_turn(struct im_loop *loop, int wait_ms)
         on_ready(loop, events[i].data.u64, events[i].events);
     im_pool_collect(&loop->pool);
     im_loop_take_relays(loop, true);
-    im_journal_take(loop);
+    if (!im_queue_is_empty(&loop->commits) || loop->owed_count)
+        im_journal_take(loop);
     if (loop->unflushed >= IM_UNFLUSHED_MAX)
         im_loop_flush(loop);
     if (loop->resume.count)
