@@ -130,14 +130,21 @@ def chat(room: str, server: str, user: str | None, token: str | None) -> None:
 @click.argument("topic")
 @click.argument("text")
 @click.option("--tag", default="", help="What subscribers can filter by.")
+@click.option("--durable", "is_durable", is_flag=True, help="Wait until it is on the disk.")
 @client_options
 def publish(
-    topic: str, text: str, tag: str, server: str, user: str | None, token: str | None
+    topic: str,
+    text: str,
+    tag: str,
+    is_durable: bool,
+    server: str,
+    user: str | None,
+    token: str | None,
 ) -> None:
     """Publish TEXT to TOPIC, for example room:lobby."""
     from imserver import cli_chat
 
-    run(cli_chat.publish(server, _login(user, token), topic, text, tag))
+    run(cli_chat.publish(server, _login(user, token), topic, text, tag, is_durable))
 
 
 @main.command()
@@ -145,12 +152,18 @@ def publish(
 @click.option("--tags", default="*", show_default=True, help='Only these: "a||b".')
 @click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--durable", "is_durable", is_flag=True, help="Go on where this user has been.")
+@click.option(
+    "--after", metavar="SEQ", type=click.IntRange(min=0), help="What came behind it, too."
+)
 @client_options
 def tail(
     topic: str,
     tags: str,
     count: int | None,
     as_json: bool,
+    is_durable: bool,
+    after: int | None,
     server: str,
     user: str | None,
     token: str | None,
@@ -158,7 +171,10 @@ def tail(
     """Print the messages of TOPIC as they come. Ctrl-C ends."""
     from imserver import cli_chat
 
-    run(cli_chat.tail(server, _login(user, token), topic, tags, count, as_json))
+    reading = cli_chat.tail(
+        server, _login(user, token), topic, tags, count, as_json, is_durable, after
+    )
+    run(reading)
 
 
 @main.command()

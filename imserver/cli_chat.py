@@ -23,12 +23,18 @@ from imserver.model import CODECS, Message
 #: How long a server is tried for that does not answer: it may be starting in another window.
 CONNECT_S = 3.0
 
+#: The device of `tail --durable`: one that comes back to its place.
+DEVICE = "cli"
+
 _CODEC_NAMES = {number: name for name, number in CODECS.items()}
 
 
 @asynccontextmanager
 async def connected(
-    server: str, login: Mapping[str, str], errors: list[ImError] | None = None
+    server: str,
+    login: Mapping[str, str],
+    errors: list[ImError] | None = None,
+    device: str = "",
 ) -> AsyncIterator[Client]:
     """A client of that server. Refused publishes go to `errors`, or to stderr."""
     seen = False
@@ -50,7 +56,7 @@ async def connected(
             server,
             user=login.get("user"),
             token=login.get("token"),
-            device=device_of(login.get("token", "")),
+            device=device_of(login.get("token", ""), device),
             name="imserver-cli",
             connect_timeout_s=CONNECT_S,
             on_connect=on_connect,
@@ -73,14 +79,14 @@ async def connected(
         await client.close()
 
 
-def device_of(token: str) -> str:
-    """The device that the token is bound to. Else one of our own: under a shared name, each
-    command would end the one in the next window."""
+def device_of(token: str, device: str = "") -> str:
+    """The device that the token is bound to. Else `device`, or one of our own: under a shared
+    name, each command would end the one in the next window."""
     with suppress(AttributeError):
-        device = claims_of(token).get("im", {}).get("device")
-        if isinstance(device, str):
-            return device
-    return f"terminal-{os.getpid()}"
+        bound = claims_of(token).get("im", {}).get("device")
+        if isinstance(bound, str):
+            return bound
+    return device or f"terminal-{os.getpid()}"
 
 
 def claims_of(token: str) -> dict[str, Any]:
@@ -131,11 +137,18 @@ async def _speak(client: Client, topic: str) -> None:
         await _heard(client)
 
 
-async def publish(server: str, login: Mapping[str, str], topic: str, text: str, tag: str) -> None:
-    """One message. A refusal is a failure; one by a hook that takes its time may come too late
-    to be seen."""
+async def publish(
+    server: str, login: Mapping[str, str], topic: str, text: str, tag: str, is_durable: bool
+) -> None:
+    """One message; to be kept, its place is printed. A refusal is a failure; one by a hook that
+    takes its time may come too late to be seen."""
     errors: list[ImError] = []
     async with connected(server, login, errors) as client:
+        if is_durable:
+            kept = await client.publish(topic, text, tag=tag, durable=True, retry_s=CONNECT_S)
+            receipt = await kept
+            say(f"kept in {topic} as {receipt.seq}")
+            return
         await client.publish(topic, text, tag=tag)
         await _heard(client)
         await asyncio.sleep(0)  # errors are handed over by the loop
@@ -160,12 +173,18 @@ async def tail(
     tags: str,
     count: int | None,
     is_json: bool,
+    is_durable: bool,
+    after: int | None,
 ) -> None:
-    """The messages of a topic, one a line, until `count` of them have been printed."""
-    async with connected(server, login) as client:
+    """The messages of a topic, one a line, until `count` of them have been printed. With
+    `is_durable` what was printed is acknowledged, and the next time does not come again."""
+    async with connected(server, login, device=DEVICE if is_durable else "") as client:
         left = count
-        async for message in await client.subscribe(topic, tags):
+        messages = await client.subscribe(topic, tags, durable=is_durable, after=after)
+        async for message in messages:
             say(as_json(message) if is_json else as_text(message))
+            if is_durable:
+                messages.ack(message)
             if left is not None:
                 left -= 1
                 if left == 0:

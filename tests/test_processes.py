@@ -217,6 +217,26 @@ def test_a_message_goes_from_publish_to_tail(run: type[Process], tmp_path: Path)
     assert "403" in refused.stderr
 
 
+def test_what_is_kept_waits_for_its_reader(run: type[Process]) -> None:
+    _, address = serve(run)
+    login = ("--user", "ann", "--server", address)
+    for number in (1, 2, 3):
+        kept = run("publish", "room:x", f"message {number}", "--durable", *login)
+        kept.expect(f"kept in room:x as {number}")
+        assert kept.wait() == 0
+    late = run("tail", "room:x", "--after", "1", "--count", "2", *login)
+    late.expect("message 2")
+    late.expect("message 3")
+    assert late.wait() == 0
+    first = run("tail", "room:x", "--durable", "--after", "0", "--count", "2", *login)
+    first.expect("message 1")
+    first.expect("message 2")
+    assert first.wait() == 0
+    again = run("tail", "room:x", "--durable", "--count", "1", *login)
+    again.expect("message 3")
+    assert again.wait() == 0
+
+
 def test_an_operator_asks_a_server_that_serves(run: type[Process]) -> None:
     server, address = serve(run)
     ann, bob = connect(address), connect(address)
