@@ -154,6 +154,9 @@ class Delivery(Section, frozen=True, kw_only=True):
     attempts: Annotated[int, Meta(ge=1, le=255)] = 8
     #: How long dead letters are kept. A month shows what went wrong while somebody was away.
     dead_days: Annotated[int, Meta(ge=1, le=3_650)] = 30
+    #: How long the place of a device is kept that does not come back; then its durable
+    #: subscriptions have ended. Browsers and test runs leave devices behind by the thousand.
+    cursor_days: Annotated[int, Meta(ge=1, le=3_650)] = 90
 
     def check(self) -> None:
         if self.ack_wait_ms > self.backoff_max_ms:

@@ -39,8 +39,9 @@ __all__ = ["Courier", "Delivery", "FollowerState", "Position", "Report", "Settin
 WORKERS: Final = 4
 #: The longest pause after the store has failed for a follower.
 RETRY_MAX_S: Final = 60.0
-#: How often old dead letters are deleted. Days are kept, so hours do not matter.
+#: How often old dead letters and cursors are deleted. Days are kept, so hours do not matter.
 EXPIRE_S: Final = 3_600.0
+DAY_MS: Final = 86_400_000
 #: Stands for no follower: the cursors' way into the store.
 KEEPER: Final = -1
 #: The pause after it has failed.
@@ -145,7 +146,9 @@ class Delivery:
             cursor = stored
         else:
             cursor = first - 1 if is_reset else head
-        if is_durable and cursor != stored:
+        if is_durable and cursor == stored:
+            self._cursors.note(key, cursor)  # the device is in use
+        elif is_durable:
             if key in self._by_key:
                 self.unsubscribe(self._by_key[key].number)
             self._cursors.forget(key)
@@ -281,13 +284,19 @@ class Delivery:
             self._keeper = asyncio.get_running_loop().create_task(self._keep(now_s))
 
     async def _keep(self, now_s: float) -> None:
-        """Cursors into the store, and old dead letters out of it."""
+        """Cursors into the store; out of it old dead letters, and the cursors of devices that have
+        not been here for long."""
         try:
-            await self._cursors.flush()
-            if now_s >= self._expire_s:
+            if now_s < self._expire_s:
+                await self._cursors.flush()
+            else:
                 self._expire_s = now_s + EXPIRE_S
-                days = self._means.settings.dead_days
-                await self._means.timeline.expire_dead(days * 86_400_000)
+                for follower in self._by_key.values():  # who is here is not old
+                    self._cursors.note(follower.key, follower.acked)
+                await self._cursors.flush()
+                settings, timeline = self._means.settings, self._means.timeline
+                await timeline.expire_cursors(settings.cursor_days * DAY_MS)
+                await timeline.expire_dead(settings.dead_days * DAY_MS)
             self._heal(KEEPER)
         except Exception as error:
             self._retries.set(KEEPER, now_s + KEEP_AGAIN_S)

@@ -231,6 +231,10 @@ class Timeline(Protocol):
     async def put_cursors(self, cursors: Collection[Cursor], *, back: bool = False) -> None:
         """Move cursors forward; one that stands further ahead stays, unless `back`."""
 
+    async def expire_cursors(self, max_age_ms: int) -> int:
+        """Forget cursors that were not put for so long; how many there were. What was set aside
+        for them becomes a dead letter."""
+
     # Dead letters
 
     async def put_dead(

@@ -65,6 +65,7 @@ class MemoryTimeline:
         self._topics: dict[str, _Topic] = {}
         self._receipts: dict[tuple[str, str, int], tuple[object, int, int]] = {}
         self._cursors: dict[tuple[str, str, str], int] = {}
+        self._put_ms: dict[tuple[str, str, str], float] = {}
         self._members: dict[str, dict[str, int]] = {}
         self._marks: dict[tuple[str, str], int] = {}
         self._dead: dict[int, DeadLetter] = {}
@@ -248,6 +249,18 @@ class MemoryTimeline:
         for *names, seq in cursors:
             key = (str(names[0]), str(names[1]), str(names[2]))
             self._cursors[key] = seq if back else max(seq, self._cursors.get(key, 0))
+            self._put_ms[key] = self._clock() * 1000
+
+    async def expire_cursors(self, max_age_ms: int) -> int:
+        self._check()
+        oldest_ms = self._clock() * 1000 - max_age_ms
+        old = [key for key in self._cursors if self._put_ms[key] < oldest_ms]
+        for key in old:
+            del self._cursors[key], self._put_ms[key]
+        for id, letter in self._dead.items():
+            if letter.is_taken and letter[:3] not in self._cursors:
+                self._dead[id] = letter._replace(is_taken=False)
+        return len(old)
 
     # Dead letters
 

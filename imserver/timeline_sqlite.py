@@ -181,12 +181,20 @@ class SqliteTimeline:
         return [Cursor(user, device, topic, seq) for user, device, seq in found]
 
     async def put_cursors(self, cursors: Collection[Cursor], *, back: bool = False) -> None:
-        await self._change(lambda tables: tables.put_cursors(cursors, back))
+        now_ms = self._clock.steady_ms()
+        await self._change(lambda tables: tables.put_cursors(cursors, back, now_ms))
+
+    async def expire_cursors(self, max_age_ms: int) -> int:
+        oldest_ms = self._clock.steady_ms() - max_age_ms
+        return int(await self._change(lambda tables: tables.expire_cursors(oldest_ms)))
 
     async def put_dead(
         self, letters: Collection[DeadLetter], cursors: Collection[Cursor] = ()
     ) -> list[int]:
-        ids: list[int] = await self._change(lambda tables: tables.put_dead(letters, cursors))
+        now_ms = self._clock.steady_ms()
+        ids: list[int] = await self._change(
+            lambda tables: tables.put_dead(letters, cursors, now_ms)
+        )
         return ids
 
     async def dead(

@@ -77,6 +77,8 @@ CREATE INDEX member_by_user ON member (user, topic);
 CREATE TABLE mark (
     user TEXT NOT NULL, topic INTEGER NOT NULL, seq INTEGER NOT NULL,
     PRIMARY KEY (user, topic)) WITHOUT ROWID;
+-- when it was put last; 0 for those from before, which nobody can call old
+ALTER TABLE cursor ADD COLUMN time_ms INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX cursor_by_topic ON cursor (topic, user, device);
 CREATE INDEX dead_by_topic ON dead (topic, seq);
 """,

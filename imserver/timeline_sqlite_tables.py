@@ -186,15 +186,29 @@ class Tables:
             before = max(before, end)
         return self.trim(name, before)
 
-    def put_cursors(self, cursors: Collection[Cursor], back: bool) -> None:
+    def put_cursors(self, cursors: Collection[Cursor], back: bool, now_ms: int) -> None:
         keep = "excluded.seq" if back else "max(seq, excluded.seq)"
         self._connection.executemany(
-            "INSERT INTO cursor VALUES (?, ?, ?, ?)"
-            f" ON CONFLICT (user, device, topic) DO UPDATE SET seq = {keep}",
-            [(c.user, c.device, self.topic(c.topic.encode()).id, c.seq) for c in cursors],
+            "INSERT INTO cursor VALUES (?, ?, ?, ?, ?) ON CONFLICT (user, device, topic)"
+            f" DO UPDATE SET seq = {keep}, time_ms = excluded.time_ms",
+            [(c.user, c.device, self.topic(c.topic.encode()).id, c.seq, now_ms) for c in cursors],
         )
 
-    def put_dead(self, letters: Collection[DeadLetter], cursors: Collection[Cursor]) -> list[int]:
+    def expire_cursors(self, oldest_ms: int) -> int:
+        self._connection.execute(
+            "DELETE FROM cursor WHERE time_ms > 0 AND time_ms < ?", (oldest_ms,)
+        )
+        count = self._connection.changes()
+        self._connection.execute(
+            "UPDATE dead SET taken = 0 WHERE taken = 1 AND NOT EXISTS (SELECT 1 FROM cursor"
+            " WHERE cursor.user = dead.user AND cursor.device = dead.device"
+            " AND cursor.topic = dead.topic)"
+        )
+        return count
+
+    def put_dead(
+        self, letters: Collection[DeadLetter], cursors: Collection[Cursor], now_ms: int
+    ) -> list[int]:
         sql = (
             "INSERT INTO dead (user, device, topic, seq, reason, attempts, time_ms, frame, taken)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user, device, topic, seq) DO UPDATE"
@@ -207,7 +221,7 @@ class Tables:
             row = (d.user, d.device, topic, *d[3:8], d.is_taken)
             ((id,),) = rows(self._connection, sql, row)
             ids.append(int(id))
-        self.put_cursors(cursors, back=False)
+        self.put_cursors(cursors, False, now_ms)
         return ids
 
     def take_dead(self, ids: Iterable[int]) -> list[DeadLetter]:

@@ -780,6 +780,21 @@ async def test_old_dead_letters_are_deleted_by_the_day(stage: Stage) -> None:
     assert [one.seq for one in await stage.timeline.dead()] == [2]
 
 
+async def test_who_is_here_keeps_a_place_and_who_is_not_for_90_days(stage: Stage) -> None:
+    timeline = stage.timeline
+    await timeline.put_cursors([Cursor("bob", "phone", TOPIC, 0), Cursor("eve", "phone", TOPIC, 0)])
+    await stage.subscribe()
+    timeline._clock = lambda: 1_700_000_000.0 + 89 * 86_400
+    await stage.subscribe("bob")
+    await stage.turn(3_700)
+    timeline._clock = lambda: 1_700_000_000.0 + 91 * 86_400
+    stage.delivery.close(2)
+    await stage.turn(3_700)
+    assert await timeline.cursor("ann", "phone", TOPIC) == 0
+    assert await timeline.cursor("bob", "phone", TOPIC) == 0
+    assert await timeline.cursor("eve", "phone", TOPIC) is None
+
+
 # Ends
 
 

@@ -531,6 +531,16 @@ async def test_old_dead_letters_expire(store: Timeline, wall: Turned) -> None:
     assert [one.seq for one in await store.dead()] == [1]
 
 
+async def test_a_place_that_nobody_comes_back_to_is_forgotten(store: Timeline) -> None:
+    await store.put_cursors([Cursor("ann", "phone", "room:a", 4), Cursor("bob", "pc", "room:a", 2)])
+    await store.put_dead([dead(1)._replace(is_taken=True)])
+    assert await store.expire_cursors(86_400_000) == 0
+    assert [one.is_taken for one in await store.dead()] == [True]
+    assert await store.expire_cursors(-60_000) == 2  # as if a minute had passed
+    assert await store.cursors("ann") == await store.cursors("bob") == []
+    assert [one.is_taken for one in await store.dead()] == [False], "nobody is on the way to it"
+
+
 # Ending
 
 
@@ -679,8 +689,12 @@ async def old_store(disk: Any, monkeypatch: pytest.MonkeyPatch, version: int) ->
         patch.setattr(timeline_sqlite_schema, "VERSION", version)
         store = await disk()
         await store.append(message("room:a", "old"))
-        await store.put_cursors([Cursor("ann", "phone", "room:a", 1)])
         await store.close()
+    vfs = timeline_sqlite_schema.checksum_vfs()
+    connection = apsw.Connection(str(store._store.path), vfs=vfs)
+    add = "INSERT INTO cursor (user, device, topic, seq) SELECT 'ann', 'phone', id, 1 FROM topic"
+    connection.execute(add)
+    connection.close()
     return int(store.epoch)
 
 
