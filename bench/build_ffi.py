@@ -19,8 +19,8 @@ struct cut { uint32_t kind; uint32_t length_at; uint32_t length_adds; int32_t ty
              uint32_t max_bytes; };
 uint32_t cut_reply(const struct cut *, const uint8_t *at, size_t len, uint8_t *type);
 
-struct load_wire { struct cut cut; uint32_t stamp_from_end; uint32_t pong_len; uint8_t pong[16];
-                   uint8_t kinds[256]; };
+struct load_wire { struct cut cut; uint32_t stamp_from_end; uint32_t stamp_at; uint32_t pong_len;
+                   uint8_t pong[16]; uint8_t kinds[256]; };
 struct load_run { uint64_t duration_ns; uint64_t drain_ns; uint64_t messages; uint64_t rate;
                   uint32_t depth; uint32_t burst; uint32_t spins; };
 struct load_result { uint64_t sent; uint64_t expected; uint64_t received; uint64_t surplus;

@@ -14,7 +14,11 @@
  * something (pingpong mode), and then the server's sends pay for them, a sixth
  * of a send. All clients of real servers have logged in; so have those here.
  *
+ * A third case is what a flush costs: MESSAGEs are appended to a file, those of
+ * one turn of epoll flushed once, and then answered with a RECEIPT each.
+ *
  *   floor echo|fanout      prints the port it listens on, runs until killed
+ *   floor durable FILE
  *
  * What a peer does not take is kept for it, and it is not read from until that
  * has gone (echo): the yardstick loses nothing. With the windows of the
@@ -22,6 +26,7 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdbool.h>
@@ -37,6 +42,9 @@
 #define EVENTS 1024
 #define INBOX_BYTES (256u * 1024u)
 #define MESSAGE 7 /* the type, the fifth byte of a frame */
+#define RECEIPT 8
+#define RECEIPT_BYTES 32
+#define ID_AT 24 /* in a MESSAGE; 8 in a RECEIPT */
 
 /* Bytes that wait: the beginning of a frame, or what a peer did not take. */
 struct keep {
@@ -48,12 +56,16 @@ struct peer {
     bool is_open;
     struct keep tail;
     struct keep unsent;
+    struct keep receipts; /* of what is not yet flushed */
 };
 
 static struct peer peers[MAX_FD];
 static int top_fd; /* all peers are below */
 static int epoll_fd;
 static bool is_fanout;
+static int kept_fd = -1; /* the file of the durable case */
+static int unflushed[EVENTS];
+static int unflushed_count;
 static uint8_t inbox[INBOX_BYTES];
 
 static void die(const char *what)
@@ -89,6 +101,7 @@ static void end_peer(int fd)
 {
     drop_keep(&peers[fd].tail);
     drop_keep(&peers[fd].unsent);
+    drop_keep(&peers[fd].receipts);
     peers[fd].is_open = false;
     close(fd);
 }
@@ -136,6 +149,43 @@ static size_t whole_frames(const uint8_t *bytes, size_t len)
     return at;
 }
 
+/* Appends whole MESSAGEs, and makes their receipts ready. */
+static void append(int fd, const uint8_t *bytes, size_t len)
+{
+    static uint8_t receipts[INBOX_BYTES];
+    size_t made = 0;
+
+    if (write(kept_fd, bytes, len) != (ssize_t)len)
+        die("write");
+    for (size_t at = 0; at < len; made += RECEIPT_BYTES) {
+        uint8_t *receipt = receipts + made; /* shorter than any MESSAGE */
+        uint32_t length;
+
+        memset(receipt, 0, RECEIPT_BYTES);
+        receipt[3] = RECEIPT_BYTES - 4;
+        receipt[4] = RECEIPT;
+        memcpy(receipt + 8, bytes + at + ID_AT, 8);
+        memcpy(&length, bytes + at, 4);
+        at += 4 + __builtin_bswap32(length);
+    }
+    unflushed[unflushed_count++] = fd;
+    keep_more(&peers[fd].receipts, receipts, made);
+}
+
+/* At the end of a turn, in which each connection is read from once. */
+static void flush_and_answer(void)
+{
+    if (unflushed_count && fdatasync(kept_fd) != 0)
+        die("fdatasync");
+    for (int i = 0; i < unflushed_count; i++) {
+        struct keep *receipts = &peers[unflushed[i]].receipts;
+
+        give(unflushed[i], receipts->bytes, receipts->len);
+        drop_keep(receipts);
+    }
+    unflushed_count = 0;
+}
+
 static void take(int fd)
 {
     struct peer *peer = &peers[fd];
@@ -162,6 +212,10 @@ static void take(int fd)
         keep_more(&peer->tail, inbox + whole, have - whole);
     if (whole == 0)
         return;
+    if (inbox[4] == MESSAGE && kept_fd >= 0) {
+        append(fd, inbox, whole);
+        return;
+    }
     if (!is_fanout || inbox[4] != MESSAGE) {
         give(fd, inbox, whole);
         return;
@@ -211,8 +265,14 @@ int main(int argc, char **argv)
     static struct epoll_event events[EVENTS];
     int listener;
 
-    if (argc != 2 || (strcmp(argv[1], "echo") && strcmp(argv[1], "fanout"))) {
-        fputs("usage: floor echo|fanout\n", stderr);
+    if (argc == 3 && !strcmp(argv[1], "durable")) {
+        kept_fd =
+            open(argv[2], O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+        if (kept_fd < 0)
+            die(argv[2]);
+    } else if (argc != 2 ||
+               (strcmp(argv[1], "echo") && strcmp(argv[1], "fanout"))) {
+        fputs("usage: floor echo|fanout | floor durable FILE\n", stderr);
         return 2;
     }
     is_fanout = !strcmp(argv[1], "fanout");
@@ -234,5 +294,6 @@ int main(int argc, char **argv)
             else if (peers[fd].is_open)
                 take(fd);
         }
+        flush_and_answer();
     }
 }

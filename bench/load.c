@@ -93,7 +93,9 @@ static bool copy_frames(struct load *load, struct conn *conn,
     size_t len = (size_t)frame_len * kinds;
     uint8_t *copy;
 
-    if (frame_len < load->wire.stamp_from_end || len == 0)
+    if (len == 0 || frame_len < (load->wire.stamp_at
+                                     ? load->wire.stamp_at + sizeof(uint64_t)
+                                     : load->wire.stamp_from_end))
         return false;
     copy = malloc(len);
     if (!copy)

@@ -42,6 +42,8 @@ struct load_wire {
     struct cut cut;          /* its max_bytes at most 128 KiB */
     uint32_t stamp_from_end; /* of a reply, and of the frame that is published;
                                 0: none, no latency is recorded */
+    uint32_t stamp_at;       /* where it begins in the frame that is published,
+                                if that is another place; 0: it is not */
     uint32_t pong_len;
     uint8_t pong[16];
     uint8_t kinds[256]; /* enum load_kind by type */

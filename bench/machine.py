@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from bench.build import compiler
-from bench.peers import ROOT
+from bench.peers import DATA, ROOT
 from imserver.load_process import Placement
 
 
@@ -19,6 +19,7 @@ def card(where: Placement) -> dict[str, str | int | bool | float]:
         "cpus": os.cpu_count() or 1,
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "virtual": "hypervisor" in _field(info, "flags").split(),
+        "file_system": _file_system(DATA),
         "kernel": platform.release(),
         "compiler": _said([*compiler(), "--version"]).splitlines()[0],
         "python": platform.python_version(),
@@ -33,6 +34,13 @@ def commit() -> str:
     name = _said(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"])
     changed = _said(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
     return name + "+" if name and changed else name
+
+
+def _file_system(place: Path) -> str:
+    """The type of that which holds this path, or will."""
+    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    holding = [mount for mount in mounts if place.resolve().is_relative_to(mount[1])]
+    return max(holding, key=lambda mount: len(mount[1]))[2] if holding else ""
 
 
 def _field(info: str, name: str) -> str:

@@ -72,11 +72,13 @@ def fail(report: Report, scenario: Scenario, peer: str, text: str) -> None:
 
 def merge(into: Report, newer: Report) -> Report:
     """The older report with the rows of the newer one in place of its own. A row is replaced
-    with all of its peers, since ratios hold within a run only."""
+    with all of its peers, since ratios hold within a run only. Of the machine the older one tells,
+    unless it is of before something was told."""
     retaken = newer["results"]
     failed = [one for one in into["failed"] if one["scenario"] not in retaken]
     return {
         **into,
+        "machine": {**newer["machine"], **into["machine"]},
         "series": {**into["series"], **newer["series"]},
         "peers": {**into["peers"], **newer["peers"]},
         "failed": [*failed, *newer["failed"]],

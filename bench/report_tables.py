@@ -141,6 +141,8 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> str:
     card = report["machine"]
     kind = "virtual machine" if card["virtual"] else "machine"
     where = f"{card['cpu']}, {card['cpus']} CPUs ({kind}), Linux {card['kernel']}"
+    if card.get("file_system"):
+        where += f", files on {card['file_system']}"
     how = f"up to {report['settings']['repeats']} repeats of {report['settings']['seconds']:g} s"
     parts = [
         f"Taken {report['taken']} at commit {report['commit'] or 'unknown'} on {where}, "

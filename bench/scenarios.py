@@ -6,9 +6,10 @@ from functools import partial
 from typing import Final, Literal
 
 from bench.layouts import mostly_unheard, one_to_all, rooms, to_oneself
-from bench.peers import PEERS
+from bench.peers import PEERS, STORES
 from bench.scenario import Scenario, Series, Target
 from bench.scenarios_cost import Closed, among, closed_loop, stalled, with_topics
+from bench.scenarios_durable import receipts_over_disk
 from bench.scenarios_latency import held_gil, under_load
 from bench.scenarios_memory import idle
 from bench.scenarios_storm import logins, subscriptions
@@ -30,8 +31,7 @@ SERIES: Final = (
 )  # fmt: skip
 
 
-# Streams answer a publication and deliver nothing: they belong to durable publish, to come.
-_ALL = tuple(name for name in PEERS if name != "redis-streams")
+_ALL = tuple(name for name in PEERS if name not in STORES)
 _OURS = ("imserver",)
 _WITH_ROOMS = tuple(name for name in _ALL if name != "floor")
 _STRONGEST = ("floor", "imserver", "nats", "redis")
@@ -39,6 +39,7 @@ _STRONGEST = ("floor", "imserver", "nats", "redis")
 PING_PONG: Final = Closed("echo", to_oneself, connections=100, depth=1)
 PIPELINED: Final = Closed("echo", to_oneself, connections=50, depth=64)
 FAN_OUT: Final = Closed("fanout", one_to_all, connections=1_000, depth=32, burst=32)
+DURABLE: Final = Closed("durable", to_oneself, connections=50, depth=64)
 
 _CASES = (
     Scenario(
@@ -60,6 +61,19 @@ _CASES = (
     Scenario(
         "rooms", "100 rooms of 10, everybody publishes in turn", "µs",
         _WITH_ROOMS, partial(closed_loop, Closed("fanout", rooms, connections=1_000, depth=1)),
+    ),
+    Scenario(
+        "durable", "durable publish, receipt awaited, 50 connections, depth 64", "µs",
+        ("floor", "imserver", "redis-streams", "jetstream"), partial(closed_loop, DURABLE),
+        (Target(1.6), Target(1.3, "ahead")), repeats=5, quick="all",
+    ),
+    Scenario(
+        "durable-unflushed", "the same beside Redis that flushes once a second", "µs",
+        ("imserver", "redis-unflushed"), partial(closed_loop, DURABLE), repeats=5, quick="all",
+    ),
+    Scenario(
+        "durable-latency", "p99 of a receipt at 1,000 a second, less p99 of a flush", "ms",
+        _OURS, receipts_over_disk, (Target(10),), repeats=5, about_s=8,
     ),
     Scenario(
         "idle", "an idle connection, logged in", "bytes",

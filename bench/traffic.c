@@ -37,7 +37,9 @@ static void publish(struct load *load, struct conn *conn, uint32_t count,
     }
     first = conn->frames + (size_t)conn->next_kind * conn->frame_len;
     conn->next_kind = (conn->next_kind + count) % conn->kinds;
-    at = first + conn->frame_len - load->wire.stamp_from_end;
+    at = first + (load->wire.stamp_at
+                      ? load->wire.stamp_at
+                      : conn->frame_len - load->wire.stamp_from_end);
     for (uint32_t i = 0; load->wire.stamp_from_end && i < count; i++) {
         memcpy(at, &stamp, sizeof stamp);
         at += conn->frame_len;

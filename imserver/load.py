@@ -55,6 +55,7 @@ class Wire:
     max_bytes: int = 128 * 1024  # of a reply
     kinds: Mapping[int, int] = field(default_factory=lambda: {0: MESSAGE})
     stamp_from_end: int = 8  # of what is published and of what comes back; 0: it has none
+    stamp_at: int = 0  # where it begins in what is published, if that is another place
     pong: bytes = b""
 
 
@@ -146,7 +147,8 @@ class Generator:
         raw.cut.kind, raw.cut.max_bytes = wire.cut, wire.max_bytes
         raw.cut.length_at, raw.cut.length_adds = wire.length_at, wire.length_adds
         raw.cut.type_at = wire.type_at
-        raw.stamp_from_end, raw.pong_len = wire.stamp_from_end, len(wire.pong)
+        raw.stamp_from_end, raw.stamp_at = wire.stamp_from_end, wire.stamp_at
+        raw.pong_len = len(wire.pong)
         raw.pong[0 : len(wire.pong)] = wire.pong
         for kind, meaning in wire.kinds.items():
             raw.kinds[kind] = meaning

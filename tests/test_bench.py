@@ -303,6 +303,10 @@ def test_what_the_generator_cannot_hold_is_refused() -> None:
         Generator(Wire(max_bytes=1 << 20), 1)
     with pytest.raises(LoadError):
         Generator(Wire(stamp_from_end=7), 1)  # the stamp has 8 bytes
+    with Generator(Wire(stamp_at=24), 1) as load:
+        load.add(load.group(1), frames=[bytes(32)])
+    with Generator(Wire(stamp_at=24), 1) as load, pytest.raises(LoadError):
+        load.add(load.group(1), frames=[bytes(31)])
 
 
 # --- percentiles ---------------------------------------------------------------------------------

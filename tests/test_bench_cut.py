@@ -280,6 +280,12 @@ CONVERSATIONS = {
         lambda body: b"MSG t 1 %d\r\n%s\r\n" % (len(body), body),
         body_ends=2,
     ),
+    "jetstream": Conversation(
+        nats.jetstream_adapter(),
+        b'INFO {"server_id":"?"}\r\n',
+        [b"", b"PONG\r\n", b"PONG\r\n"],
+        lambda body: b'MSG _INBOX.bench-0 1 25\r\n{"stream":"kept","seq":1}\r\n',
+    ),
     "mqtt": Conversation(
         mosquitto.ADAPTER,
         b"",

@@ -6,6 +6,7 @@ import re
 import resource
 import select
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import pytest
 
 from bench import report
 from bench.__main__ import Planned, measure
-from bench.peers import PEERS, ROOT, Adapter
+from bench.peers import PEERS, ROOT, STORES, Adapter, Server
+from bench.peers.nats import ask
 from bench.scenario import QUICK
 from bench.scenarios import SCENARIOS
 from imserver import load_process
@@ -24,9 +26,8 @@ from imserver.load import Generator
 BODY = bytes(64)
 LARGE = bytes(range(256)) * 64  # 16 KiB
 
-#: Streams are written and read, not heard of.
-HEARD = [name for name in PEERS if name != "redis-streams"]
-PROGRAMS = ["nats", "mosquitto", "redis", "redis-streams", "go"]
+HEARD = [name for name in PEERS if name not in STORES]
+PROGRAMS = ["nats", "mosquitto", "redis", "go", *STORES]
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,66 @@ def test_only_those_in_a_room_hear_it(name: str, where: load_process.Placement) 
     assert (traffic.sent, traffic.received, traffic.lost) == (2, 1, 0)
 
 
+# --- what is to be kept ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["floor", "imserver"])
+def test_each_durable_message_has_one_receipt(name: str, where: load_process.Placement) -> None:
+    need(name)
+    with (
+        PEERS[name].start("durable", "jwt", where) as server,
+        Generator(server.adapter.wire, 5) as load,
+    ):
+        to_oneself(load, server.adapter, 5, BODY)
+        load.open(server.address, timeout_s=20)
+        traffic = load.check(load.run(20, depth=8, messages=1_000))
+        left = load.run(0.05)
+    assert (traffic.sent, traffic.received, left.received) == (1_000, 1_000, 0)
+    assert traffic.latency.count == 1_000
+    assert traffic.latency.max < 20 * 10**9  # a stamp read elsewhere would be years ago
+
+
+def test_no_receipt_is_a_failure_where_nothing_is_kept(where: load_process.Placement) -> None:
+    need("imserver")
+    with (
+        PEERS["imserver"].start("durable", "jwt", where) as server,
+        Generator(server.adapter.wire, 1) as load,
+    ):
+        adapter = server.adapter
+        frame = adapter.publish(0, "nothing:here", BODY)
+        load.add(load.group(1), frames=[frame], script=adapter.login(0))
+        load.open(server.address, timeout_s=20)
+        traffic = load.run(20, depth=1, messages=1, drain_s=5)
+    assert (traffic.received, traffic.lost) == (0, 1)
+
+
+def said_by_redis(server: Server, *words: str) -> bytes:
+    with socket.create_connection(server.address, 10) as link:
+        link.sendall(" ".join(words).encode() + b"\r\n")
+        return link.recv(1_000)
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_what_is_answered_is_kept(name: str, where: load_process.Placement) -> None:
+    need(name)
+    with (
+        PEERS[name].start("durable", "jwt", where) as server,
+        Generator(server.adapter.wire, 5) as load,
+    ):
+        to_oneself(load, server.adapter, 5, BODY)
+        load.open(server.address, timeout_s=20)
+        load.check(load.run(20, depth=8, messages=1_000))
+        if name == "jetstream":
+            found = ask(server.address, "INFO")
+            assert (found["state"]["messages"], found["config"]["storage"]) == (1_000, "file")
+            return
+        kept = [said_by_redis(server, "XLEN", f"room:test-{number}") for number in range(5)]
+        assert sum(int(one[1:]) for one in kept) == 1_000
+        flushes = b"always" if name == "redis-streams" else b"everysec"
+        assert flushes in said_by_redis(server, "CONFIG", "GET", "appendfsync")
+        assert b"yes" in said_by_redis(server, "CONFIG", "GET", "appendonly")
+
+
 # --- missing and left behind ---------------------------------------------------------------------
 
 
@@ -185,7 +246,9 @@ def test_a_peer_is_pinned_has_descriptors_and_ends(
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_title_has_the_version_of_the_program(name: str) -> None:
     need(name)
-    assert re.fullmatch(r"(Redis|NATS|Mosquitto|Go) \d+\.\d+( streams)?", PEERS[name].title())
+    assert re.fullmatch(
+        r"(Redis|NATS|Mosquitto|Go) \d+\.\d+(| streams, .+| JetStream, .+)", PEERS[name].title()
+    )
 
 
 def test_the_table_of_peers_has_each_and_what_it_lacks() -> None:

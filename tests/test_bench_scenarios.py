@@ -12,10 +12,12 @@ from bench.layouts import mostly_unheard, to_oneself
 from bench.scenario import QUICK, Scenario, Settings, ours_set_to
 from bench.scenarios import SCENARIOS, SERIES
 from bench.scenarios_cost import Closed, among, closed_loop, stalled, with_topics
+from bench.scenarios_durable import FLUSHES, probe, receipts_over_disk
 from bench.scenarios_latency import LOADS, held_gil, under_load
 from bench.scenarios_memory import idle
 from bench.scenarios_storm import logins, subscriptions
 from bench.scenarios_threads import two_threads
+from imserver.load import Histogram
 from imserver.load_process import Placement, placement
 
 TINY = replace(QUICK, seconds=0.1, warm_up_s=0.05, scale=0.02)
@@ -39,8 +41,9 @@ def where() -> Iterator[Placement]:
         with_topics(30, connections=3, depth=1),
         with_topics(4_000, connections=2, depth=64),  # more than the server's bounds by default
         among(20, active=3),
+        Closed("durable", to_oneself, connections=4, depth=2),
     ],
-    ids=["to oneself", "large", "topics", "many topics", "among idle"],
+    ids=["to oneself", "large", "topics", "many topics", "among idle", "durable"],
 )
 def test_a_closed_loop_makes_a_sample(shape: Closed, peer: str, where: Placement) -> None:
     sample = closed_loop(shape, peer, TINY, where)
@@ -99,6 +102,19 @@ def test_latency_is_taken_at_shares_of_the_capacity(peer: str, where: Placement)
     assert sample.value == sample.details["50_p99"]
 
 
+def test_a_receipt_is_compared_with_a_flush_of_the_disk(where: Placement) -> None:
+    sample = receipts_over_disk("imserver", TINY, where)
+    assert sample.details["flush_p50"] > 0
+    assert sample.value == (sample.details["p99"] - sample.details["flush_p99"]) / 1000
+
+
+def test_the_probe_flushes_as_often_as_it_is_told() -> None:
+    flushes = Histogram()
+    probe(flushes, 7)
+    assert flushes.count == 7
+    assert FLUSHES >= 200  # p99 of fewer would be the slowest
+
+
 def test_the_gil_is_held_in_every_second_window(where: Placement) -> None:
     sample = held_gil("imserver", TINY, where)
     assert sample.details["holds"] >= 2
@@ -141,6 +157,9 @@ def test_the_issue_has_a_row_for_each_of_its_targets() -> None:
         ("pipelined", "ahead"): 2.5,
         ("fan-out-1000", "floor"): 1.25,
         ("fan-out-1000", "ahead"): 1.6,
+        ("durable", "value"): 1.6,
+        ("durable", "ahead"): 1.3,
+        ("durable-latency", "value"): 10,
         ("idle-subscribed", "value"): 400,
         ("logins", "value"): 100,
         ("stalled", "value"): 1.02,

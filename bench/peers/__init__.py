@@ -11,16 +11,15 @@ from bench.peers.floor import FLOOR
 from bench.peers.golang import GO
 from bench.peers.imserver import IMSERVER, gil_host
 from bench.peers.mosquitto import MOSQUITTO
-from bench.peers.nats import NATS_SERVER
-from bench.peers.peer import ROOT, Auth, Peer, Server, ServerError, Task
+from bench.peers.nats import JETSTREAM, NATS_SERVER
+from bench.peers.peer import DATA, ROOT, Auth, Peer, Server, ServerError, Task, data_directory
 from bench.peers.python import ASYNCIO, PICOWS, UVLOOP, WEBSOCKETS
-from bench.peers.redis import REDIS, REDIS_STREAMS
+from bench.peers.redis import REDIS, REDIS_STREAMS, REDIS_UNFLUSHED
 
 PEERS: Final[Mapping[str, Peer]] = {
     "floor": FLOOR,
     "imserver": IMSERVER,
     "redis": REDIS,
-    "redis-streams": REDIS_STREAMS,
     "nats": NATS_SERVER,
     "mosquitto": MOSQUITTO,
     "go": GO,
@@ -28,16 +27,24 @@ PEERS: Final[Mapping[str, Peer]] = {
     "uvloop": UVLOOP,
     "picows": PICOWS,
     "websockets": WEBSOCKETS,
+    "redis-streams": REDIS_STREAMS,
+    "redis-unflushed": REDIS_UNFLUSHED,
+    "jetstream": JETSTREAM,
 }
+#: These answer a publication and deliver nothing, whatever the task.
+STORES: Final = ("redis-streams", "redis-unflushed", "jetstream")
 
 __all__ = [
+    "DATA",
     "PEERS",
     "ROOT",
+    "STORES",
     "Adapter",
     "Auth",
     "Peer",
     "Server",
     "ServerError",
     "Task",
+    "data_directory",
     "gil_host",
 ]

@@ -11,19 +11,29 @@ measured on both sides.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from struct import pack
 from typing import Final
 
 from imserver.load import FAILURE, MESSAGE, PING, WEBSOCKET, Step, Wire
 
 _HELLO, _WELCOME, _SUBSCRIBE, _SUBSCRIBED = 1, 2, 3, 4
-_MESSAGE, _PING, _PONG, _ERROR, _GOAWAY = 7, 11, 12, 15, 16
+_MESSAGE, _RECEIPT, _PING, _PONG, _ERROR, _GOAWAY = 7, 8, 11, 12, 15, 16
+_DURABLE: Final = 1 << 0
 _JSON: Final = 1 << 6
 
 FRAMES: Final = Wire(
     type_at=4,
     kinds={_MESSAGE: MESSAGE, _PING: PING, _ERROR: FAILURE, _GOAWAY: FAILURE},
     pong=pack(">IBBH", 4, _PONG, 0, 0),
+)
+#: What counts is the receipt of a durable message. The stamp is the message's id, which the receipt
+#: repeats.
+RECEIPTS: Final = replace(
+    FRAMES,
+    kinds={_RECEIPT: MESSAGE, _PING: PING, _ERROR: FAILURE, _GOAWAY: FAILURE},
+    stamp_from_end=24,
+    stamp_at=24,
 )
 
 _UPGRADE: Final = (
@@ -43,7 +53,7 @@ class Adapter:
     login: Callable[[int], tuple[Step, ...]]  # number of the connection
     subscribe: Callable[[str], tuple[Step, ...]]  # topic
     #: Number, topic and body. The last 8 bytes of the body become the stamp, in place: they
-    #: end so far from the end of the frame as the wire says.
+    #: end so far from the end of the frame as the wire says. Or what else the wire says.
     publish: Callable[[int, str, bytes], bytes]
 
 
@@ -52,11 +62,15 @@ def user(number: int) -> str:
     return f"bench-{number}"
 
 
-def _message(number: int, topic: str, body: bytes) -> bytes:
+def _message(number: int, topic: str, body: bytes, flags: int = 0) -> bytes:
     names = topic.encode(), user(number).encode()
     length = 32 + len(names[0]) + len(names[1]) + len(body)
-    head = pack(">IBBHQQQBBBB", length, _MESSAGE, 0, 0, 0, 0, 0, len(names[0]), 0, len(names[1]), 0)
-    return b"".join((head, *names, body))
+    head = pack(">IBBHQQQ", length, _MESSAGE, flags, 0, 0, 0, 0)
+    lengths = pack(">BBBB", len(names[0]), 0, len(names[1]), 0)
+    return b"".join((head, lengths, *names, body))
+
+
+_durable_message: Final = partial(_message, flags=_DURABLE)
 
 
 def _control(type: int, request: int, body: Mapping[str, object]) -> bytes:
@@ -76,6 +90,11 @@ def frames(credentials: Callable[[int], Mapping[str, str]]) -> Adapter:
         return (Step(_control(_SUBSCRIBE, 2, {"topic": topic}), _SUBSCRIBED),)
 
     return Adapter(FRAMES, login, subscribe, _message)
+
+
+def receipts(adapter: Adapter) -> Adapter:
+    """The same server, told to keep each message: nobody hears it, the receipt is what counts."""
+    return Adapter(RECEIPTS, adapter.login, lambda topic: (), _durable_message)
 
 
 def by_name(number: int) -> Mapping[str, str]:

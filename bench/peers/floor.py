@@ -5,16 +5,21 @@ from contextlib import contextmanager
 from typing import Final
 
 from bench import build
-from bench.peers.adapter import RAW
-from bench.peers.peer import Auth, Peer, Server, Task, announced
+from bench.peers.adapter import RAW, receipts
+from bench.peers.peer import Auth, Peer, Server, Task, announced, data_directory
 from imserver.load_process import Placement
 
 
 @contextmanager
 def floor(task: Task, auth: Auth, where: Placement) -> Iterator[Server]:
     """It knows no login, whatever `auth` says."""
-    with announced("floor", [str(build.floor()), task], RAW, where.server) as server:
-        yield server
+    command = [str(build.floor()), task]
+    with data_directory() as directory:
+        if task == "durable":
+            command.append(str(directory / "kept"))
+        adapter = receipts(RAW) if task == "durable" else RAW
+        with announced("floor", command, adapter, where.server) as server:
+            yield server
 
 
 def _obstacle() -> str:

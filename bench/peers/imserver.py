@@ -4,7 +4,6 @@ import importlib.util
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from bench.peers.adapter import Adapter, by_name, frames, user
+from bench.peers.adapter import Adapter, by_name, frames, receipts, user
 from bench.peers.peer import (
     Auth,
     Peer,
     Server,
     ServerError,
     Task,
+    data_directory,
     first_line,
     free_address,
     listening,
@@ -32,6 +32,8 @@ def imserver(task: Task, auth: Auth, where: Placement) -> Iterator[Server]:
     """`imserver serve`, as an operator would run it."""
     address = free_address()
     with _configured(auth, address) as (config, adapter):
+        if task == "durable":
+            adapter = receipts(adapter)
         command = [sys.executable, "-m", "imserver", "serve", "--config", str(config)]
         with listening("imserver", command, address, adapter, where.server) as server:
             yield server
@@ -61,8 +63,8 @@ def _configured(auth: Auth, address: tuple[str, int]) -> Iterator[tuple[Path, Ad
     # Rooms alone: who logs in has no inbox that would be subscribed by itself.
     lines += ["[[namespaces]]", 'prefix = "room"', 'publish = "claim"', 'subscribe = "claim"']
     lines += ['durable = "asked"']
-    with tempfile.TemporaryDirectory(prefix="imserver-bench-") as directory:
-        config = Path(directory) / "imserver.toml"
+    with data_directory() as directory:
+        config = directory / "imserver.toml"
         lines.insert(0, f'data_dir = "{directory}/data"')
         config.write_text("\n".join(lines) + "\n")
         config.chmod(0o600)

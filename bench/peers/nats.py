@@ -1,18 +1,23 @@
-"""NATS: a subject a topic, core publish and subscribe."""
+"""NATS: a subject a topic; core publish and subscribe, and JetStream for what is to be kept."""
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 from bench.peers.adapter import Adapter, user
 from bench.peers.peer import (
+    START_S,
     Auth,
     Peer,
     Server,
+    ServerError,
     Task,
     asked_version,
+    data_directory,
     free_address,
     listening,
     missing,
@@ -60,4 +65,64 @@ NATS_SERVER: Final = Peer(
     obstacle=lambda: missing("nats-server"),
     title=lambda: f"NATS {asked_version('nats-server', '--version')}",
     lacks="no authentication",
+)
+
+
+# --- JetStream ---------------------------------------------------------------------------------
+
+_STREAM: Final = "kept"
+
+
+def jetstream_adapter() -> Adapter:
+    """Each connection hears its own inbox alone, where the acknowledgements of what it publishes
+    arrive. One that tells of an error looks the same here: see `ask`."""
+    core = adapter()
+
+    def login(number: int) -> tuple[Step, ...]:
+        return *core.login(number), *core.subscribe(f"_INBOX.{user(number)}")
+
+    def publish(number: int, topic: str, body: bytes) -> bytes:
+        names = f"{_STREAM}.{topic} _INBOX.{user(number)}".encode()
+        return b"PUB %s %d\r\n%s\r\n" % (names, len(body), body)
+
+    return Adapter(replace(_WIRE, stamp_from_end=0), login, lambda topic: (), publish)
+
+
+def ask(address: tuple[str, int], request: str, body: str = "") -> dict[str, Any]:
+    """What JetStream answers to a request of its API about the one stream there is."""
+    with socket.create_connection(address, START_S) as link, link.makefile("rb") as heard:
+        subject = f"$JS.API.STREAM.{request}.{_STREAM}"
+        link.sendall(
+            b'CONNECT {"verbose":false}\r\nSUB answer 1\r\n'
+            + f"PUB {subject} answer {len(body)}\r\n{body}\r\n".encode()
+        )
+        for line in heard:
+            if line.startswith(b"MSG "):
+                found: dict[str, Any] = json.loads(heard.read(int(line.split()[-1])))
+                if "error" in found:
+                    raise ServerError(f"{request}: {found['error']}")
+                return found
+            if line.startswith(b"-ERR"):
+                break
+    raise ServerError(f"{request}: no answer")
+
+
+@contextmanager
+def jetstream(task: Task, auth: Auth, where: Placement) -> Iterator[Server]:
+    """One stream in files, of all topics. As it comes: nothing is flushed before the answer."""
+    host, port = address = free_address()
+    stream = {"name": _STREAM, "subjects": [f"{_STREAM}.>"], "storage": "file"}
+    with data_directory() as directory:
+        command = ["nats-server", "--addr", host, "--port", str(port)]
+        command += ["--jetstream", "--store_dir", str(directory)]
+        with listening("jetstream", command, address, jetstream_adapter(), where.server) as server:
+            ask(address, "CREATE", json.dumps(stream))
+            yield server
+
+
+JETSTREAM: Final = Peer(
+    start=jetstream,
+    obstacle=lambda: missing("nats-server"),
+    title=lambda: f"NATS {asked_version('nats-server', '--version')} JetStream, file store",
+    lacks="no authentication, answers minutes before the flush",
 )

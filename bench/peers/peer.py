@@ -22,12 +22,14 @@ from bench.peers.adapter import Adapter
 from imserver.load_process import Placement
 
 ROOT: Final = Path(__file__).parent.parent.parent
+#: What servers write is here, on a file system that is one, and not in a /tmp that may be memory.
+DATA: Final = ROOT / "build" / "bench"
 HOST: Final = "127.0.0.1"
 START_S: Final = 20.0
 STOP_S: Final = 10.0
 DESCRIPTORS: Final = 20_000
 
-Task = Literal["echo", "fanout"]
+Task = Literal["echo", "fanout", "durable"]
 Auth = Literal["jwt", "dev"]
 
 
@@ -63,6 +65,14 @@ class Peer:
     obstacle: Callable[[], str]  # why it cannot be started; "" when it can
     title: Callable[[], str]  # with the version that is installed
     lacks: str = ""  # what imserver does for each message or connection and this does not
+
+
+@contextmanager
+def data_directory() -> Iterator[Path]:
+    """For all that one server keeps. It goes with it."""
+    DATA.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="imserver-bench-", dir=DATA) as directory:
+        yield Path(directory)
 
 
 def missing(program: str) -> str:

@@ -1,6 +1,5 @@
 """Redis in RESP3: publish and subscribe, and streams for what is to be kept."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ from bench.peers.peer import (
     Server,
     Task,
     asked_version,
+    data_directory,
     free_address,
     listening,
     missing,
@@ -62,13 +62,13 @@ STREAMS: Final = Adapter(
 
 @contextmanager
 def redis(
-    name: str, adapter: Adapter, task: Task, auth: Auth, where: Placement
+    name: str, adapter: Adapter, keeps: tuple[str, ...], task: Task, auth: Auth, where: Placement
 ) -> Iterator[Server]:
-    """In memory only. A subscriber may lag behind as far as it likes: none is dropped."""
+    """A subscriber may lag behind as far as it likes: none is dropped."""
     host, port = address = free_address()
-    with tempfile.TemporaryDirectory(prefix="imserver-bench-") as directory:
-        command = ["redis-server", "--bind", host, "--port", str(port), "--dir", directory]
-        command += ["--save", "", "--appendonly", "no", "--loglevel", "warning"]
+    with data_directory() as directory:
+        command = ["redis-server", "--bind", host, "--port", str(port), "--dir", str(directory)]
+        command += ["--save", "", *keeps, "--loglevel", "warning"]
         command += ["--maxclients", str(_CONNECTIONS)]
         command += ["--client-output-buffer-limit", "pubsub 0 0 0"]
         with listening(name, command, address, adapter, where.server) as server:
@@ -79,15 +79,27 @@ def _title(what: str) -> str:
     return f"Redis {asked_version('redis-server', '--version')}{what}"
 
 
+_IN_MEMORY: Final = ("--appendonly", "no")
 REDIS: Final = Peer(
-    start=partial(redis, "redis", PUBSUB),
+    start=partial(redis, "redis", PUBSUB, _IN_MEMORY),
     obstacle=lambda: missing("redis-server"),
     title=lambda: _title(""),
     lacks="no authentication, no heartbeats",
 )
-REDIS_STREAMS: Final = Peer(
-    start=partial(redis, "redis-streams", STREAMS),
-    obstacle=lambda: missing("redis-server"),
-    title=lambda: _title(" streams"),
-    lacks="no authentication, no heartbeats, no delivery: an XADD is answered",
+
+
+def _streams(name: str, flushes: str, lacks: str) -> Peer:
+    """`flushes`: when it tells the disk to keep what it has appended to its file."""
+    keeps = ("--appendonly", "yes", "--appendfsync", flushes)
+    return Peer(
+        start=partial(redis, name, STREAMS, keeps),
+        obstacle=lambda: missing("redis-server"),
+        title=lambda: _title(f" streams, AOF {flushes}"),
+        lacks=f"no authentication, no heartbeats{lacks}",
+    )
+
+
+REDIS_STREAMS: Final = _streams("redis-streams", "always", "")
+REDIS_UNFLUSHED: Final = _streams(
+    "redis-unflushed", "everysec", ", answers up to a second before the flush"
 )
