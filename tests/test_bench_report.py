@@ -191,6 +191,14 @@ def test_a_row_that_is_taken_again_replaces_the_old_one(saved: report.Report) ->
     )
 
 
+def test_rows_that_are_added_tell_of_the_machine_what_was_not_told(saved: report.Report) -> None:
+    newer = {**saved, "machine": {**saved["machine"], "cpu": "another", "file_system": "ext4"}}
+    merged = report.merge(saved, newer)
+    assert (merged["machine"]["cpu"], merged["machine"]["file_system"]) == ("A CPU", "ext4")
+    assert "files on ext4" in report_tables.markdown(merged)
+    assert "files on" not in report_tables.markdown(saved)
+
+
 def test_refreshing_a_document_changes_the_tables_only(
     saved: report.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

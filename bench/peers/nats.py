@@ -124,5 +124,5 @@ JETSTREAM: Final = Peer(
     start=jetstream,
     obstacle=lambda: missing("nats-server"),
     title=lambda: f"NATS {asked_version('nats-server', '--version')} JetStream, file store",
-    lacks="no authentication, answers minutes before the flush",
+    lacks="no authentication, answers up to minutes before the flush",
 )
