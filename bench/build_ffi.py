@@ -5,6 +5,8 @@ flags that what cffi writes would not stand. `imserver.load` is the only importe
 checks every declaration against the headers. Paths are relative to the project root.
 """
 
+from pathlib import Path
+
 import cffi  # type: ignore[import-untyped]
 
 DECLARATIONS = """
@@ -49,5 +51,5 @@ ffi.set_source(
     '#include "load.h"',
     include_dirs=["bench"],
     libraries=["imload", "m"],
-    depends=["bench/load.h", "bench/cut.h", "bench/histogram.h"],
+    depends=sorted(str(path) for path in Path("bench").glob("*.[ch]")),  # of the library, too
 )

@@ -40,9 +40,11 @@ static void publish(struct load *load, struct conn *conn, uint32_t count,
     at = first + (load->wire.stamp_at
                       ? load->wire.stamp_at
                       : conn->frame_len - load->wire.stamp_from_end);
+    /* A nanosecond apart: where the stamp is a message's number, it differs. */
     for (uint32_t i = 0; load->wire.stamp_from_end && i < count; i++) {
         memcpy(at, &stamp, sizeof stamp);
         at += conn->frame_len;
+        stamp++;
     }
     group->sender = conn->next_sender;
     group->owed += deliveries;

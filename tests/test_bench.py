@@ -110,6 +110,32 @@ def test_frames_of_a_connection_take_turns() -> None:
     assert heard == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, *[1, 2, 1, 2]]
 
 
+def test_stamps_differ_and_stand_where_the_wire_says() -> None:
+    """At another place in what is published than in the replies, of a fake server."""
+    heard: list[bytes] = []
+    listener = socket.create_server((LOOPBACK, 0))
+
+    def answer() -> None:
+        link, _ = listener.accept()
+        with link, link.makefile("rb") as stream:
+            while frame := stream.read(32):
+                heard.append(frame)
+                link.sendall(pack(">I", 8) + frame[8:16])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with Generator(Wire(stamp_at=8), 1) as load:
+        load.add(load.group(1), frames=[pack(">I", 28) + bytes(28)])
+        load.open(listener.getsockname())
+        traffic = load.check(load.run(10, depth=8, burst=8, messages=64))
+    thread.join(10)
+    listener.close()
+    assert len({frame[8:16] for frame in heard}) == 64
+    assert {frame[:8] + frame[16:] for frame in heard} == {pack(">I", 28) + bytes(20)}
+    assert traffic.latency.count == 64
+    assert traffic.latency.max < 20 * 10**9
+
+
 def test_a_group_in_which_everybody_publishes_takes_turns(where: load_process.Placement) -> None:
     with (
         imserver("fanout", "jwt", where) as server,

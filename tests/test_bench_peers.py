@@ -206,10 +206,12 @@ def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_no_peer_outlives_a_harness_that_is_killed(name: str) -> None:
+def test_no_peer_outlives_a_harness_that_is_killed(name: str, tmp_path: Path) -> None:
     need(name)
     script = (
-        "import time\nfrom imserver import load_process as process\nfrom bench.peers import PEERS\n"
+        "import time\nfrom pathlib import Path\nfrom imserver import load_process as process\n"
+        "from bench.peers import PEERS, peer\n"
+        f"peer.DATA = Path({str(tmp_path)!r})  # nobody is left to delete it\n"
         f"with PEERS[{name!r}].start('echo', 'jwt', process.placement()) as server:\n"
         "    print(server.pid, flush=True)\n    time.sleep(60)\n"
     )

@@ -27,8 +27,8 @@ FRAMES: Final = Wire(
     kinds={_MESSAGE: MESSAGE, _PING: PING, _ERROR: FAILURE, _GOAWAY: FAILURE},
     pong=pack(">IBBH", 4, _PONG, 0, 0),
 )
-#: What counts is the receipt of a durable message. The stamp is the message's id, which the receipt
-#: repeats.
+#: What counts is the receipt of a durable message, which repeats the id. So the stamp is the id,
+#: and all differ, as they do in earnest: a server remembers them for a while.
 RECEIPTS: Final = replace(
     FRAMES,
     kinds={_RECEIPT: MESSAGE, _PING: PING, _ERROR: FAILURE, _GOAWAY: FAILURE},

@@ -14,11 +14,13 @@ from imserver.load_process import Placement
 def floor(task: Task, auth: Auth, where: Placement) -> Iterator[Server]:
     """It knows no login, whatever `auth` says."""
     command = [str(build.floor()), task]
+    if task != "durable":
+        with announced("floor", command, RAW, where.server) as server:
+            yield server
+        return
     with data_directory() as directory:
-        if task == "durable":
-            command.append(str(directory / "kept"))
-        adapter = receipts(RAW) if task == "durable" else RAW
-        with announced("floor", command, adapter, where.server) as server:
+        command.append(str(directory / "kept"))
+        with announced("floor", command, receipts(RAW), where.server) as server:
             yield server
 
 
