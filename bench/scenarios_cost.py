@@ -28,7 +28,7 @@ class Closed:
     depth: int
     burst: int = 1
     idle: int = 0  # connections beside them that only log in
-    first_messages: int = 0  # what a warm-up has to send at least: each topic is asked for once
+    first_messages: int = 0  # what a warm-up has to send at least, until nothing is new any more
     ours: Mapping[str, str] = field(default_factory=dict)  # settings, see ours_set_to
 
 
