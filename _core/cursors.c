@@ -167,6 +167,20 @@ void im_cursor_move(struct im_cursor *cursor, uint64_t seq, bool passed)
         for (uint64_t next = cursor->sent + 1; next <= seq; next++)
             push_open(cursor, next);
     cursor->sent = seq;
+    if (!im_cursor_room(cursor))
+        cursor->marks |= IM_CURSOR_FULL;
+}
+
+static void drop_open(struct im_cursor *cursor, uint64_t seq)
+{
+    while (cursor->open && cursor->ring[cursor->first] <= seq) {
+        cursor->first = (uint16_t)((cursor->first + 1u) % cursor->window);
+        cursor->open--;
+    }
+    if (!cursor->open) {
+        cursor->acked = cursor->sent;
+        cursor->marks &= (uint8_t)~IM_CURSOR_SPARSE;
+    }
 }
 
 bool im_cursor_ack(struct im_cursor *cursor, uint64_t seq)
@@ -176,16 +190,10 @@ bool im_cursor_ack(struct im_cursor *cursor, uint64_t seq)
     if (seq <= cursor->acked)
         return true;
     cursor->acked = seq;
-    if (!(cursor->marks & IM_CURSOR_SPARSE))
-        return true;
-    while (cursor->open && cursor->ring[cursor->first] <= seq) {
-        cursor->first = (uint16_t)((cursor->first + 1u) % cursor->window);
-        cursor->open--;
-    }
-    if (!cursor->open) {
-        cursor->acked = cursor->sent;
-        cursor->marks &= (uint8_t)~IM_CURSOR_SPARSE;
-    }
+    if (cursor->marks & IM_CURSOR_SPARSE)
+        drop_open(cursor, seq);
+    if (im_cursor_open_count(cursor) <= cursor->window / 2u)
+        cursor->marks &= (uint8_t)~IM_CURSOR_FULL;
     return true;
 }
 

@@ -27,7 +27,8 @@ enum im_cursor_mark {
     IM_CURSOR_OWED = 4,     /* Python should be asked, and could not be */
     IM_CURSOR_CHANGED = 8,  /* on the list of those to report */
     IM_CURSOR_FORWARD = 16, /* old acknowledgements mean something (NACK) */
-    IM_CURSOR_SPARSE = 32   /* the ring has what is open */
+    IM_CURSOR_SPARSE = 32,  /* the ring has what is open */
+    IM_CURSOR_FULL = 64     /* its window was full, and is not half empty yet */
 };
 
 struct im_cursor {
@@ -93,12 +94,14 @@ static inline uint64_t im_cursor_room(const struct im_cursor *cursor)
                                     : cursor->window - open;
 }
 
-/* Whether it is worth reading for it: half of the window is free. */
+/* Whether to read for it: until the window is full, and then again when half of
+ * it is free. So who gathers up to a window before an acknowledgement gets on,
+ * and nobody is read for message by message. */
 static inline bool im_cursor_may_ask(const struct im_cursor *cursor)
 {
-    return !(cursor->marks & (IM_CURSOR_LIVE | IM_CURSOR_ASKED)) &&
-           (!cursor->window ||
-            im_cursor_open_count(cursor) <= cursor->window / 2u);
+    return !(cursor->marks &
+             (IM_CURSOR_LIVE | IM_CURSOR_ASKED | IM_CURSOR_FULL)) &&
+           im_cursor_room(cursor);
 }
 
 /* A commit of `count` messages from `seq` on has come to this thread. True when

@@ -47,7 +47,7 @@ enum im_event {
 /* In native order, as all numbers of the border are. */
 struct im_report {
     uint32_t number;
-    uint32_t pad;
+    uint32_t has_ended; /* the last of this subscription */
     uint64_t acked;
     uint64_t sent;
 };

@@ -116,16 +116,15 @@ void im_follow_end(struct im_loop *loop, uint32_t slot, uint32_t sub)
     uint32_t at = loop->topics.subs[sub].at & ~IM_SUB_APART;
     struct im_cursor *cursor = &loop->cursors.slots[at];
 
-    if (cursor->marks & IM_CURSOR_CHANGED) {
-        struct im_report report = {.number = cursor->number,
-                                   .acked = cursor->acked,
-                                   .sent = cursor->sent};
-        struct im_span part = {(const uint8_t *)&report, sizeof report};
-        /* A full queue costs acknowledgements: repeats, no losses. */
-        im_loop_tell(loop, (struct im_record){.kind = IM_EVENT_CURSORS}, &part,
-                     1);
+    struct im_report report = {.number = cursor->number,
+                               .has_ended = 1,
+                               .acked = cursor->acked,
+                               .sent = cursor->sent};
+    struct im_span part = {(const uint8_t *)&report, sizeof report};
+    /* A full queue costs acknowledgements: repeats, no losses. */
+    im_loop_tell(loop, (struct im_record){.kind = IM_EVENT_CURSORS}, &part, 1);
+    if (cursor->marks & IM_CURSOR_CHANGED)
         drop_changed(&loop->cursors, cursor);
-    }
     im_filter_drop(&loop->filters, cursor->filter);
     im_cursor_close(&loop->cursors, &loop->topics, at, &conn->subs);
     conn->sub_count--;

@@ -38,8 +38,8 @@ EVENT_KEPT: Final[int]
 #: A durable subscription is behind and may be sent more: b = its number, data = acked, sent, room,
 #: three native u64. Answer with feed().
 EVENT_WANT: Final[int]
-#: How far durable subscriptions have got: data = for each native u32 number, u32 0, u64 acked,
-#: u64 sent. Every 500 ms those that changed, and at the end of each.
+#: How far durable subscriptions have got: data = for each native u32 number, u32 1 when it has
+#: ended, u64 acked, u64 sent. Every 500 ms those that changed, and each at its end.
 EVENT_CURSORS: Final[int]
 #: A NACK; or, once there was one or a redeliver(), an ACK of what had been acknowledged. a = type,
 #: b = number, data = seq, acked, sent, three native u64. Paused: answer with send(..., ENDS_PAUSE).

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from imserver.model import Message
 from imserver.protocol import (
+    HISTORY,
     REDELIVERED,
     FrameType,
     Position,
@@ -61,6 +62,7 @@ class Cursor:
         self._asides: dict[int, bool] = {}
         # What waits to be handed out: its seq, and whether it is set aside.
         self._waiting: dict[int, bool] = {}
+        self._apart: set[int] = set()  # the server's cursor is past these, and it has said so
         self._queued = 0  # the same and what has no seq
         self._stale = 0  # how many of them are numbered as no one numbers any more
         self._is_due = False
@@ -95,6 +97,7 @@ class Cursor:
             self._acked = max(self._acked, said.cursor)
         self._sent = self._ackable = self._said = said.cursor
         self._has_begun, self._after = True, None
+        self._apart.clear()
         self._send = send
         self._window = window
         self.epoch = said.epoch
@@ -112,17 +115,22 @@ class Cursor:
         """Whether a message that came is to be handed out."""
         if not self.is_open:
             return False  # of a subscription before this one, or after the last word
-        if (seq := message.seq) and not self._takes(seq, bool(message.flags & REDELIVERED)):
+        if (seq := message.seq) and not self._takes(seq, message.flags):
             return False
         self._queued += 1
         return True
 
-    def _takes(self, seq: int, is_redelivered: bool) -> bool:
-        if is_redelivered:
+    def _takes(self, seq: int, flags: int) -> bool:
+        if flags & REDELIVERED:
+            is_apart = bool(flags & HISTORY)
+            if is_apart:
+                self._apart.add(seq)
             if seq in self._waiting:
                 return False
             # Not for its time but by itself: a NACK has come first, here or in a former life.
-            is_aside = seq <= self._acked or seq > self._seen or seq in self._nacked
+            is_aside = is_apart or seq > self._seen or seq in self._nacked
+            if seq <= self._acked and not is_aside:
+                return False  # it was under way when the first delivery was acknowledged
             self._waiting[seq] = is_aside
             return True
         self._sent = max(self._sent, seq)
@@ -177,7 +185,8 @@ class Cursor:
         self.flush()
         if seq > self._acked:
             self._nacked.add(seq)
-        if seq <= self._sent:
+        if seq <= self._sent or seq in self._apart:
+            self._apart.discard(seq)
             self._say(FrameType.NACK, seq)
 
     def flush(self) -> None:
@@ -191,8 +200,9 @@ class Cursor:
             self._say(FrameType.ACK, upto)
         # Further ahead it would be taken for everything before it, too.
         for seq in [seq for seq, is_done in self._asides.items() if is_done]:
-            if seq <= min(self._said + 1, self._sent):
+            if seq in self._apart or seq <= min(self._said + 1, self._sent):
                 del self._asides[seq]
+                self._apart.discard(seq)
                 self._say(FrameType.ACK, seq)
 
     def _plan(self) -> None:

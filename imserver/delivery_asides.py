@@ -192,7 +192,7 @@ class Asides:
         still = [(row.seq, row.frame) for row in rows if row.seq in follower.asides]
         if still and follower.is_open:
             seqs = tuple(seq for seq, _ in still)
-            frames = as_redelivered(still, lambda seq: asides[seq].sent)
+            frames = as_redelivered(still, lambda seq: asides[seq].sent, follower.acked)
             self._means.redeliver(follower, Flight(len(seqs), asides=seqs), frames)
 
     def answered(self, follower: Follower, flight: Flight, sent: bool) -> None:

@@ -37,13 +37,15 @@ def as_history(frames: bytes) -> bytes:
     return bytes(patched)
 
 
-def as_redelivered(frames: Iterable[tuple[int, bytes]], attempt_of: Callable[[int], int]) -> bytes:
+def as_redelivered(
+    frames: Iterable[tuple[int, bytes]], attempt_of: Callable[[int], int], apart_upto: int = 0
+) -> bytes:
     """Frames with their seqs, flagged REDELIVERED, each with the number of times it was sent
-    before."""
+    before. Those up to `apart_upto` also HISTORY: each is to be acknowledged by itself."""
     patched = bytearray()
     for seq, frame in frames:
         at = len(patched)
         patched += frame
-        patched[at + _FLAGS_AT] |= REDELIVERED
+        patched[at + _FLAGS_AT] |= REDELIVERED | (HISTORY if seq <= apart_upto else 0)
         patched[at + _ATTEMPT_AT] = min(attempt_of(seq), 255)
     return bytes(patched)

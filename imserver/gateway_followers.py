@@ -4,8 +4,8 @@ A follower is one subscription of one connection with a place in the topic's tim
 is what the core and delivery know it by. This is where the two meet: delivery's orders become
 commands, the core's events delivery's.
 
-    W1  a number is delivery's from the command that begins it until the subscription or the
-        connection has ended; events that come later find nobody.
+    W1  a number is delivery's from the command that begins it until the core has said that it has
+        ended, and how far it had got.
 
 Not here: windows, redelivery, dead letters (delivery), live delivery (`_core`).
 """
@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from contextlib import suppress
 from itertools import count
 from random import Random
 from struct import Struct
@@ -31,6 +32,8 @@ from imserver.timeline import Timeline
 
 #: How often delivery looks what is due.
 TICK_S: Final = 0.25
+#: How long the core has to end a subscription. Longer only while its event queue is full.
+END_S: Final = 1.0
 #: The longest silence that a redelivery can be told to bear.
 SILENCE_MAX_MS: Final = 65_535
 
@@ -68,6 +71,7 @@ class Followers:
         self._silence_ms = min(config.delivery.ack_wait_ms, SILENCE_MAX_MS)
         self._numbers = count(1)
         self._by_conn: defaultdict[int, dict[str, int]] = defaultdict(dict)
+        self._ending: dict[int, asyncio.Future[None]] = {}
 
     def start(self) -> None:
         self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
@@ -91,6 +95,7 @@ class Followers:
 
     async def position(self, session: Session, asked: Subscribe) -> Position:
         """Where a subscription starts."""
+        await self._let_go(session.conn, asked.topic)
         return await self.delivery.position(
             session.user,
             session.device,
@@ -101,17 +106,17 @@ class Followers:
         )
 
     async def place_of_member(self, session: Session, topic: str) -> int | None:
-        """Where a member's device begins that has no place of its own: where the furthest of the
-        user's other devices is, or with the first message of their time. None when it has one."""
-        places = {
-            cursor.device: cursor.seq
-            for cursor in await self._timeline.cursors(session.user)
-            if cursor.topic == topic
-        }
-        if session.device in places:
-            return None
-        marks = await self._timeline.marks(session.user, [topic])
-        return max(marks[topic].since_seq, *places.values(), 0)
+        """Where a member's device begins that has no place of its own, or one from before they
+        were a member: where the furthest of the user's other devices is, or with the first
+        message of their time. None when it goes on where it was."""
+        user = session.user
+        marks = await self._timeline.marks(user, [topic])
+        since = marks[topic].since_seq
+        own = await self._timeline.cursor(user, session.device, topic)
+        if own is not None:
+            return None if own >= since else since
+        places = [one.seq for one in await self._timeline.cursors(user) if one.topic == topic]
+        return max(since, *places, 0)
 
     def begin(self, session: Session, request: int, asked: Subscribe, position: Position) -> None:
         """Follow a topic from a position; `request` 0 for what nobody asked."""
@@ -149,15 +154,27 @@ class Followers:
             tags=tags,
         )
 
-    def end(self, conn: int, topic: str) -> None:
-        """The subscription has ended, or is about to be replaced. Nothing when there is none."""
-        number = self._by_conn[conn].pop(topic, None) if conn in self._by_conn else None
-        if number is not None:
-            self.delivery.unsubscribe(number)
+    def end(self, conn: int, topic: str) -> int | None:
+        """The core has been told to end the subscription, if there is one: its number."""
+        return self._by_conn[conn].pop(topic, None) if conn in self._by_conn else None
+
+    async def _let_go(self, conn: int, topic: str) -> None:
+        """End a subscription that is about to be replaced, and wait for its last word: the next
+        one begins behind what it had acknowledged."""
+        number = self.end(conn, topic)
+        if number is None:
+            return
+        self._core.unsubscribe(conn, topic.encode(), b"")
+        self._ending[number] = asyncio.get_running_loop().create_future()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                await self._ending[number]
+        del self._ending[number]
+        self.delivery.unsubscribe(number)
 
     def close(self, conn: int) -> None:
-        if self._by_conn.pop(conn, None):
-            self.delivery.close(conn)
+        self._by_conn.pop(conn, None)
+        self.delivery.close(conn)
 
     def _attempts_of(self, topic: str) -> int:
         policy = self._routing.policy(topic)
@@ -176,9 +193,13 @@ class Followers:
         self.delivery.on_want(number, *_WANT.unpack(data))
 
     def on_cursors(self, data: bytes) -> None:
-        self.delivery.on_cursors(
-            (number, acked, sent) for number, _, acked, sent in _CURSOR.iter_unpack(data)
-        )
+        reports = list(_CURSOR.iter_unpack(data))
+        self.delivery.on_cursors((number, acked, sent) for number, _, acked, sent in reports)
+        for number, has_ended, _, _ in reports:
+            if has_ended:
+                self.delivery.unsubscribe(number)
+                if (last_word := self._ending.get(number)) and not last_word.done():
+                    last_word.set_result(None)
 
     def on_redelivered(self, number: int, is_sent: bool) -> None:
         self.delivery.on_redelivered(number, is_sent)

@@ -104,7 +104,7 @@ class Members:
             still = partial(self.is_member, session.user, topic)
             await self._subscriptions.follow_unasked(session, topic, still)
         except ImError as error:
-            _log.info("%s is a member of %r and does not get it: %s", session.user, topic, error)
+            _log.warning("%s is a member of %r and does not get it: %s", session.user, topic, error)
 
     def _on_joined(self, user: str, topic: str) -> None:
         for session in self._sessions.of(user):

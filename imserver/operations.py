@@ -125,14 +125,14 @@ class Operations:
         return {**_plain_letter(found[0]), "message": plain(decode_message(found[0].frame))}
 
     async def redrive(
-        self, ids: list[int] | None = None, topic: str = "", user: str = "", after: Count = 0
+        self, ids: list[Count] | None = None, topic: str = "", user: str = "", after: Count = 0
     ) -> dict[str, Any]:
         """Send those letters once more, or a page of those of a topic or a user."""
         ids, next = await self._chosen(ids, topic, user, after)
         return {"count": await self._send_again(ids) if ids else 0, "after": next}
 
     async def purge(
-        self, ids: list[int] | None = None, topic: str = "", user: str = "", after: Count = 0
+        self, ids: list[Count] | None = None, topic: str = "", user: str = "", after: Count = 0
     ) -> dict[str, Any]:
         """Delete letters, chosen as for `redrive`. What is under way once more stays: it has
         not failed yet."""

@@ -45,6 +45,8 @@ class Retention:
                 await self.sweep()
             except ImError as error:  # the store has stopped; it has told why
                 _log.error("nothing is forgotten: %s", error)
+            except Exception:
+                _log.exception("not all that is too old is forgotten; again in an hour")
             await asyncio.sleep(SWEEP_S)
 
     async def sweep(self) -> int:

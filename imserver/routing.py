@@ -20,6 +20,8 @@ Not here: what a topic may look like (names), tokens (auth), who has been told (
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from msgspec.structs import replace
+
 from imserver.config import DEFAULT_NAMESPACES, Durable, Namespace, Who
 from imserver.errors import ErrorCode, ImError
 from imserver.model_session import Rights, matches
@@ -42,8 +44,10 @@ class Routing:
     ) -> None:
         self._policies = {namespace.prefix: namespace for namespace in namespaces}
         if dev:
-            self._policies["room"] = Namespace(
-                prefix="room", publish="anyone", subscribe="anyone", durable="asked"
+            room = self._policies.get("room", Namespace(prefix="room"))
+            durable: Durable = "asked" if room.durable == "never" else room.durable
+            self._policies["room"] = replace(
+                room, publish="anyone", subscribe="anyone", durable=durable
             )
         self._denied: dict[str, set[str]] = {}
         self._denials = 0

@@ -49,7 +49,7 @@ from imserver.protocol import (
     encode_message,
 )
 from imserver.retention import Retention
-from imserver.routing import Routing
+from imserver.routing import Routing, is_addressable
 from imserver.sessions import MemorySessions, Sessions
 from imserver.timeline_sqlite import SqliteTimeline
 
@@ -267,6 +267,10 @@ class Server:
         frame = self._message(check_topic(topic), body, tag, sender, codec, id, durable)
         frame = gateway.durability.marked(frame, topic)
         if frame[5] & DURABLE:
+            if not is_addressable(topic):
+                text = "no client can address this topic"
+                raise ImError(ErrorCode.BAD_BODY, text, id=id, topic=topic)
+            await self._members().before_publish(topic)
             return await self._kept(gateway.durability.keep(frame, id, topic), id, topic)
         gateway.orders.publish(frame)
         self._published += 1
@@ -294,11 +298,11 @@ class Server:
         subscribe, and their sessions are subscribed by themselves, now and at each login. A dm
         has its two from its first kept message on. ImError 403 for whom the topic cannot have,
         442 past a bound, 507 without a store."""
-        await self._members().join(topic, users)
+        await self._members().join(topic, _listed(users))
 
     async def leave(self, topic: str, users: Collection[str]) -> None:
         """End memberships. Their sessions get UNSUBSCRIBED 403."""
-        await self._members().leave(topic, users)
+        await self._members().leave(topic, _listed(users))
 
     def _members(self) -> Membership:
         members = self._running().members
@@ -356,6 +360,12 @@ class Server:
             text = f"a frame of {len(frame)} bytes; clients take max_frame_bytes"
             raise ImError(ErrorCode.TOO_LARGE, text)
         return frame
+
+
+def _listed(users: Collection[str]) -> Collection[str]:
+    if isinstance(users, str):
+        raise TypeError("users is a list of names, not one")
+    return users
 
 
 async def wait_until(is_so: Callable[[], bool], timeout_s: float) -> None:

@@ -267,7 +267,8 @@ class Timeline(Protocol):
         """Delete letters; how many there were."""
 
     async def expire_dead(self, max_age_ms: int) -> int:
-        """Delete letters older than that, but no taken ones; how many there were."""
+        """Delete letters that were put longer ago than that, but no taken ones; how many there
+        were."""
 
     async def dead_counts(self) -> dict[str, int]:
         """How many letters there are by reason."""

@@ -69,6 +69,7 @@ class MemoryTimeline:
         self._members: dict[str, dict[str, int]] = {}
         self._marks: dict[tuple[str, str], int] = {}
         self._dead: dict[int, DeadLetter] = {}
+        self._dead_ms: dict[int, float] = {}
         self._last_dead = 0
         self._waiting_bytes = 0
 
@@ -274,6 +275,7 @@ class MemoryTimeline:
             self._last_dead += not same
             id = same[0] if same else self._last_dead
             self._dead[id] = letter._replace(id=id)
+            self._dead_ms[id] = self._clock() * 1000
             ids.append(id)
         await self.put_cursors(cursors)
         return ids
@@ -321,7 +323,7 @@ class MemoryTimeline:
     async def expire_dead(self, max_age_ms: int) -> int:
         oldest_ms = self._clock() * 1000 - max_age_ms
         letters = self._dead.values()
-        old = [one.id for one in letters if one.time_ms < oldest_ms and not one.is_taken]
+        old = [one.id for one in letters if not one.is_taken and self._dead_ms[one.id] < oldest_ms]
         return await self.drop_dead(old)
 
     async def dead_counts(self) -> dict[str, int]:

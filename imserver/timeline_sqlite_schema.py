@@ -79,6 +79,8 @@ CREATE TABLE mark (
     PRIMARY KEY (user, topic)) WITHOUT ROWID;
 -- when it was put last; 0 for those from before, which nobody can call old
 ALTER TABLE cursor ADD COLUMN time_ms INTEGER NOT NULL DEFAULT 0;
+-- the same of a dead letter; its time_ms is for people
+ALTER TABLE dead ADD COLUMN put_ms INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX cursor_by_topic ON cursor (topic, user, device);
 CREATE INDEX dead_by_topic ON dead (topic, seq);
 """,

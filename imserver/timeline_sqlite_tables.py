@@ -210,15 +210,16 @@ class Tables:
         self, letters: Collection[DeadLetter], cursors: Collection[Cursor], now_ms: int
     ) -> list[int]:
         sql = (
-            "INSERT INTO dead (user, device, topic, seq, reason, attempts, time_ms, frame, taken)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user, device, topic, seq) DO UPDATE"
-            " SET reason = excluded.reason, attempts = excluded.attempts, frame = excluded.frame,"
-            " time_ms = excluded.time_ms, taken = excluded.taken RETURNING id"
+            "INSERT INTO dead (user, device, topic, seq, reason, attempts, time_ms, frame, taken,"
+            " put_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (user, device, topic, seq) DO UPDATE SET reason = excluded.reason,"
+            " attempts = excluded.attempts, frame = excluded.frame, time_ms = excluded.time_ms,"
+            " taken = excluded.taken, put_ms = excluded.put_ms RETURNING id"
         )
         ids = []
         for d in letters:
             topic = self.topic(d.topic.encode()).id
-            row = (d.user, d.device, topic, *d[3:8], d.is_taken)
+            row = (d.user, d.device, topic, *d[3:8], d.is_taken, now_ms)
             ((id,),) = rows(self._connection, sql, row)
             ids.append(int(id))
         self.put_cursors(cursors, False, now_ms)
@@ -240,5 +241,7 @@ class Tables:
         return self._connection.total_changes() - before
 
     def expire_dead(self, oldest_ms: int) -> int:
-        self._connection.execute("DELETE FROM dead WHERE time_ms < ? AND taken = 0", (oldest_ms,))
+        self._connection.execute(
+            "DELETE FROM dead WHERE put_ms BETWEEN 1 AND ? AND taken = 0", (oldest_ms,)
+        )
         return self._connection.changes()

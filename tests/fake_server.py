@@ -85,6 +85,11 @@ class Conversation:
     def redeliver(self, topic: str, *seqs: int) -> None:
         self.deliver_kept(topic, *seqs, flags=protocol.DURABLE | protocol.REDELIVERED)
 
+    def set_aside(self, topic: str, *seqs: int) -> None:
+        """Once more what the cursor is past."""
+        apart = protocol.REDELIVERED | protocol.HISTORY
+        self.deliver_kept(topic, *seqs, flags=protocol.DURABLE | apart)
+
     async def published(self, count: int = 1) -> list[Any]:
         """The next MESSAGEs."""
         return [(await self.expect(FrameType.MESSAGE))[1] for _ in range(count)]

@@ -22,7 +22,14 @@ from hypothesis.stateful import (
 
 from imserver.client_cursor import Cursor
 from imserver.model import Message
-from imserver.protocol import REDELIVERED, FrameReader, FrameType, Subscribed, decode_position
+from imserver.protocol import (
+    HISTORY,
+    REDELIVERED,
+    FrameReader,
+    FrameType,
+    Subscribed,
+    decode_position,
+)
 
 TOPIC = "room:1"
 WINDOW = 3
@@ -58,6 +65,9 @@ class Deliveries(RuleBasedStateMachine):
 
     def message(self, seq: int, flags: int = 0) -> Message:
         return Message(TOPIC, "", "bob", b"", seq=seq, flags=flags)
+
+    def set_aside(self, seq: int) -> Message:
+        return self.message(seq, REDELIVERED | (HISTORY if seq <= self.acked else 0))
 
     # The server
 
@@ -115,7 +125,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(chance=st.randoms(use_true_random=False))
     def send_aside(self, chance: object) -> None:
         seq = chance.choice(sorted(self.aside))  # type: ignore[attr-defined]
-        self.to_client.append(self.message(seq, REDELIVERED))
+        self.to_client.append(self.set_aside(seq))
 
     @precondition(lambda self: self.to_server)  # what is under way may come after the loss
     @rule(count=st.integers(1, 9))
@@ -170,6 +180,8 @@ class Deliveries(RuleBasedStateMachine):
             is_again = bool(message.flags & REDELIVERED)
             assert is_again or (message.seq, False) not in self.handed, "handed out twice"
             self.handed.append((message.seq, is_again))
+            # Of two copies it works on the younger.
+            self.hands = [other for other in self.hands if other.seq != message.seq]
             self.hands.append(message)
 
     @precondition(lambda self: self.hands)
@@ -204,7 +216,7 @@ class Deliveries(RuleBasedStateMachine):
             self.send(WINDOW) if self.sent < self.committed else None
             if round % 3 == 2:
                 self.time_out()
-                self.to_client.extend(self.message(seq, REDELIVERED) for seq in self.aside)
+                self.to_client.extend(self.set_aside(seq) for seq in self.aside)
             self.receive(99)
             while self.queue:
                 self.hand_out()

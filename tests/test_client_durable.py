@@ -69,7 +69,7 @@ async def test_a_nack_does_not_come_behind_the_ack_that_passes_it(fake: FakeServ
 async def test_what_was_set_aside_is_acknowledged_by_itself(fake: FakeServer):
     client, conversation = await connected(fake)
     subscription = await followed(client, conversation, cursor=8, head=9)
-    conversation.redeliver("room:1", 5)  # of the last session
+    conversation.set_aside("room:1", 5)  # of the last session
     conversation.deliver_kept("room:1", 9)
     first, second = [await anext(subscription) for _ in range(2)]
     assert (first.seq, first.flags & protocol.REDELIVERED) == (5, protocol.REDELIVERED)

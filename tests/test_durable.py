@@ -127,6 +127,26 @@ async def test_a_refused_message_comes_again_and_the_others_go_on(serve: Any) ->
     assert first.seq == 1
 
 
+async def test_redriven_letters_are_acknowledged_one_by_one(serve: Any) -> None:
+    server = await serve(delivery=Delivery(ack_wait_ms=100, backoff_max_ms=200, attempts=1))
+    store = server._store
+    async with Client(server.address, user="bob") as bob:
+        messages = await bob.subscribe(ROOM, durable=True)
+        for number in range(5):
+            await server.publish(ROOM, number, durable=True)
+        await take(messages, 5)  # and does nothing about them
+        async with asyncio.timeout(20):
+            while len(letters := await store.dead()) < 5:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert await server._gateway.followers.delivery.redrive([one.id for one in letters]) == 5
+        again = await take(messages, 5, acks=True)
+        assert sorted(message.seq for message in again) == [1, 2, 3, 4, 5]
+        async with asyncio.timeout(20):
+            while await store.dead():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert not len(messages)
+
+
 async def test_everything_after_a_seq_then_live_across_a_restart(serve: Any) -> None:
     server = await serve()
     for number in range(5):
