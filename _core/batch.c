@@ -14,6 +14,9 @@
 
 #include <stdlib.h>
 
+/* Far enough to hide a miss behind the work on the frames before it. */
+#define FETCH_AHEAD 8u
+
 enum im_status im_batch_init(struct im_batch *batch, uint64_t seed,
                              uint32_t receipts_max, uint64_t window_ms)
 {
@@ -213,9 +216,8 @@ static void settle(struct im_batch *batch, struct im_batch_frame *frame,
 
     at[5] = (uint8_t)((at[5] & ~IM_RETRY) | IM_DURABLE);
     if (id != 0) { /* 0 is nobody's number */
-        struct im_span sender = {at + IM_MESSAGE_LEN + at[32] + at[33], at[34]};
         struct im_receipt receipt = {
-            .key = key_of(batch->seed, sender, frame->device, id),
+            .key = frame->key,
             .content = content_of(batch->seed, at, frame->size),
             .seq = topic->seq,
             .time_ms = time_ms,
@@ -235,6 +237,16 @@ static void settle(struct im_batch *batch, struct im_batch_frame *frame,
     im_store_u64(at + 8, topic->seq++);
     im_store_u64(at + 16, time_ms);
     topic->frames++;
+}
+
+/* Which publish each frame is. */
+static void identify(struct im_batch *batch, struct im_batch_frame *frame)
+{
+    const uint8_t *at = batch->bytes + frame->at;
+    struct im_span sender = {at + IM_MESSAGE_LEN + at[32] + at[33], at[34]};
+
+    frame->key =
+        key_of(batch->seed, sender, frame->device, im_load_u64(at + 24));
 }
 
 /* The kept frames, topic by topic: a counting sort. */
@@ -299,7 +311,13 @@ enum im_status im_batch_seal(struct im_batch *batch, const uint64_t *heads,
     for (uint32_t i = 0; i < batch->topic_count; i++)
         batch->topics[i].seq = heads[i] + 1;
     for (uint32_t i = 0; i < batch->frame_count; i++)
+        identify(batch, &batch->frames[i]);
+    for (uint32_t i = 0; i < batch->frame_count; i++) {
+        if (i + FETCH_AHEAD < batch->frame_count)
+            im_receipts_fetch(&batch->receipts,
+                              batch->frames[i + FETCH_AHEAD].key, FETCH_AHEAD);
         settle(batch, &batch->frames[i], time_ms, clock_ms);
+    }
     return sort(batch) && lay_out(batch) ? IM_OK : IM_FULL;
 }
 

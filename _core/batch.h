@@ -33,7 +33,8 @@ enum im_batch_fate {
 
 struct im_batch_frame {
     uint64_t device; /* im_receipt_device() of the publisher */
-    uint32_t at;     /* in `bytes` */
+    struct im_receipt_key key;
+    uint32_t at; /* in `bytes` */
     uint32_t size;
     uint32_t topic; /* index of a batch_topic */
     uint32_t fate;

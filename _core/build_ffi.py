@@ -174,7 +174,7 @@ void im_receipts_expire(struct im_receipts *, uint64_t clock_ms);
 enum im_batch_fate { IM_KEPT, IM_REPEATED, IM_CONFLICT, ... };
 #define IM_BLOB_MAX ...
 struct im_batch_frame { uint64_t device; uint32_t at; uint32_t size; uint32_t topic;
-                        uint32_t fate; };
+                        uint32_t fate; ...; };
 struct im_batch_part { uint64_t first_seq; uint64_t checksum; uint32_t topic; uint32_t blob;
                        uint32_t offset; uint32_t len; uint32_t count; };
 struct im_batch_blob { uint32_t first; uint32_t count; uint32_t first_part; uint32_t len; };

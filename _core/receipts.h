@@ -54,5 +54,20 @@ const struct im_receipt *im_receipt_find(const struct im_receipts *receipts,
 void im_receipt_add(struct im_receipts *receipts,
                     const struct im_receipt *receipt);
 
+/* Fetches early what a lookup or an addition of `key` will touch, `ahead` of
+ * them from now: a million of them are no cache's size. */
+static inline void im_receipts_fetch(const struct im_receipts *receipts,
+                                     struct im_receipt_key key, uint32_t ahead)
+{
+    __builtin_prefetch(&receipts->slots[key.a & receipts->slot_mask], 1);
+    if (receipts->count + ahead >= receipts->count_max) {
+        uint32_t at = receipts->first + ahead;
+        if (at >= receipts->count_max)
+            at -= receipts->count_max;
+        uint64_t oldest = receipts->ring[at].key.a;
+        __builtin_prefetch(&receipts->slots[oldest & receipts->slot_mask], 1);
+    }
+}
+
 /* Forget what is older than the window. */
 void im_receipts_expire(struct im_receipts *receipts, uint64_t clock_ms);

@@ -23,6 +23,7 @@ class Verdict(NamedTuple):
     found: float | None
     limit: float
     is_disturbed: bool
+    peer: str = ""  # of "ahead": the one that it is ahead of; empty: the best
 
     @property
     def is_met(self) -> bool:
@@ -38,7 +39,7 @@ class Verdict(NamedTuple):
             "value": f"≤ {self.limit:g}",
             "floor": f"≤ {self.limit:g} × floor",
             "more": f"> {self.limit:g}",
-            "ahead": f"≥ {self.limit:g} × ahead",
+            "ahead": f"≥ {self.limit:g} × ahead" + (f" of {self.peer}" if self.peer else ""),
             "flat": f"≤ +{self.limit:.0%}",
         }
         return signs[self.of]
@@ -56,18 +57,18 @@ def verdicts(report: Report) -> list[Verdict]:
 
 
 def of_row(name: str, result: Result) -> list[Verdict]:
-    measured = {
-        "value": lambda: values(result, OURS),
-        "more": lambda: values(result, OURS),
-        "floor": lambda: of_floor(result),
-        "ahead": lambda: ahead(result),
-    }
-    behind = {"floor": (OURS, FLOOR), "ahead": (OURS, best_peer(result))}
     made = []
     for target in result["targets"]:
-        of = target["of"]
-        disturbed = _is_disturbed([result], behind.get(of, (OURS,)))
-        made.append(Verdict(name, of, middle(measured[of]()), target["limit"], disturbed))
+        of, peer = target["of"], target.get("peer", "")
+        behind: tuple[str, ...] = (OURS,)
+        if of == "floor":
+            found, behind = of_floor(result), (OURS, FLOOR)
+        elif of == "ahead":
+            found, behind = ahead(result, peer), (OURS, peer or best_peer(result))
+        else:
+            found = values(result, OURS)
+        disturbed = _is_disturbed([result], behind)
+        made.append(Verdict(name, of, middle(found), target["limit"], disturbed, peer))
     return made
 
 
@@ -138,10 +139,10 @@ def of_floor(result: Result) -> list[float]:
     return [ours[repeat] / floor[repeat] for repeat in ours if floor.get(repeat, 0) > 0]
 
 
-def ahead(result: Result) -> list[float]:
-    """The cost of the cheapest peer of a repeat over ours."""
+def ahead(result: Result, peer: str = "") -> list[float]:
+    """The cost of the cheapest peer of a repeat, or of that one, over ours."""
     ours = by_repeat(result, OURS)
-    peers = [by_repeat(result, peer) for peer in others(result)]
+    peers = [by_repeat(result, other) for other in ([peer] if peer else others(result))]
     ratios = []
     for repeat, value in ours.items():
         beside = [found[repeat] for found in peers if repeat in found]

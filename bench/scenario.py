@@ -49,11 +49,12 @@ class Sample:
 @dataclass(frozen=True)
 class Target:
     """The most that the value may be, of itself or of the floor's in the same repeat; or what it
-    must exceed ("more"), or the least by which the best peer of the same repeat must be dearer
-    ("ahead")."""
+    must exceed ("more"), or the least by which the best peer of the same repeat, or the one with
+    that name, must be dearer ("ahead")."""
 
     limit: float
     of: Literal["value", "floor", "more", "ahead"] = "value"
+    peer: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from imserver.errors import ErrorCode, ImError
 
 #: How long a publish that is repeated with RETRY is recognised.
 DEDUPE_MS: Final = 600_000
-#: How many publishes are remembered for it, in 50 MB. More within the window: the oldest go.
+#: How many publishes are remembered for it, in 66 MB. More within the window: the oldest go.
 DEDUPE_MAX: Final = 1_048_576
 #: Bytes of appends that wait for the disk; more are refused.
 WAITING_MAX_BYTES: Final = 33_554_432

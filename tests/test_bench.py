@@ -303,7 +303,7 @@ def test_bytes_that_are_no_frame_lose_the_connection() -> None:
     try:
         with Generator(adapter.FRAMES, 1) as load:
             load.add(load.group(1), script=[Step(control(1), awaits=2)])
-            with pytest.raises(LoadError, match=r"no reply: HTTP/1\.1 400"):
+            with pytest.raises(LoadError, match="no reply: HTTP/"):
                 load.open(fake.address, timeout_s=10)
     finally:
         fake.close()
