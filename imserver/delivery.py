@@ -104,7 +104,7 @@ class Delivery:
         self._queue: deque[int] = deque()  # each follower at most once
         self._workers: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
-        self._expire_s = now_s()
+        self._expire_s = now_s() + EXPIRE_S  # who was here before the start may come back first
         self._retries: Schedule[int] = Schedule()
         self._failing: set[int] = set()
         self._is_stopped = False

@@ -777,7 +777,9 @@ async def test_old_dead_letters_are_deleted_by_the_day(stage: Stage) -> None:
     await stage.timeline.put_dead([letter(stage, 1)])
     stage.timeline._clock = lambda: 1_700_000_000.0 + 31 * 86_400
     await stage.timeline.put_dead([letter(stage, 2)])
-    await stage.turn(0.5)
+    await stage.turn(3_500)
+    assert len(await stage.timeline.dead()) == 2, "nothing is old in the first hour of a start"
+    await stage.turn(200)
     assert [one.seq for one in await stage.timeline.dead()] == [2]
 
 
