@@ -78,20 +78,6 @@ static void on_decide(struct im_loop *loop, uint32_t slot,
     im_conn_unpause(loop, slot, IM_PAUSE_UPCALL);
 }
 
-/* Ends a subscription of either kind. */
-static void unsubscribe(struct im_loop *loop, uint32_t slot, uint32_t sub)
-{
-    struct im_conn *conn = &loop->conns[slot];
-
-    if (loop->topics.subs[sub].at & IM_SUB_APART) {
-        im_follow_end(loop, slot, sub);
-        return;
-    }
-    im_filter_drop(&loop->filters, im_sub_member(&loop->topics, sub)->filter);
-    im_topic_leave(&loop->topics, sub, &conn->subs);
-    conn->sub_count--;
-}
-
 /* A subscription with a filter already held, or a new filter for one. */
 static enum im_status subscribe(struct im_loop *loop, uint32_t slot,
                                 struct im_span topic, uint32_t filter)
@@ -100,7 +86,7 @@ static enum im_status subscribe(struct im_loop *loop, uint32_t slot,
     uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
 
     if (sub != IM_NONE && loop->topics.subs[sub].at & IM_SUB_APART) {
-        unsubscribe(loop, slot, sub);
+        im_conn_unsubscribe(loop, slot, sub);
     } else if (sub != IM_NONE) {
         struct im_member *member = im_sub_member(&loop->topics, sub);
         im_filter_drop(&loop->filters, member->filter);
@@ -128,7 +114,7 @@ static enum im_status follow(struct im_loop *loop, uint32_t slot,
 
     memcpy(&begin, begin_bytes.at, begin_bytes.len);
     if (sub != IM_NONE)
-        unsubscribe(loop, slot, sub);
+        im_conn_unsubscribe(loop, slot, sub);
     if (conn->sub_count >= loop->core->config.subscriptions)
         return IM_FULL;
     return im_follow_begin(loop, slot, &begin, topic, filter);
@@ -165,7 +151,7 @@ static void on_unsubscribe(struct im_loop *loop, uint32_t slot,
 
     uint32_t sub = im_topic_member(&loop->topics, topic, conn->subs);
     if (sub != IM_NONE)
-        unsubscribe(loop, slot, sub);
+        im_conn_unsubscribe(loop, slot, sub);
     im_conn_send(loop, slot, rest);
     end_upcall(loop, slot, record->a);
 }

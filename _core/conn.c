@@ -278,21 +278,26 @@ void im_conn_send(struct im_loop *loop, uint32_t slot, struct im_span frame)
         im_msg_drop(&loop->pool, msg);
 }
 
+void im_conn_unsubscribe(struct im_loop *loop, uint32_t slot, uint32_t sub)
+{
+    struct im_conn *conn = &loop->conns[slot];
+
+    if (loop->topics.subs[sub].at & IM_SUB_APART) {
+        im_follow_end(loop, slot, sub);
+        return;
+    }
+    im_filter_drop(&loop->filters, im_sub_member(&loop->topics, sub)->filter);
+    im_topic_leave(&loop->topics, sub, &conn->subs);
+    conn->sub_count--;
+}
+
 /* Everything a connection held apart from its socket and outbox. */
 static void let_go(struct im_loop *loop, uint32_t slot)
 {
     struct im_conn *conn = &loop->conns[slot];
 
-    while (conn->subs != IM_NONE) {
-        if (loop->topics.subs[conn->subs].at & IM_SUB_APART) {
-            im_follow_end(loop, slot, conn->subs);
-            continue;
-        }
-        uint32_t filter = im_sub_member(&loop->topics, conn->subs)->filter;
-        im_filter_drop(&loop->filters, filter);
-        im_topic_leave(&loop->topics, conn->subs, &conn->subs);
-    }
-    conn->sub_count = 0;
+    while (conn->subs != IM_NONE)
+        im_conn_unsubscribe(loop, slot, conn->subs);
     conn->hot = NULL;
     im_right_drop_all(&loop->rights, &loop->topics, &conn->rights,
                       &conn->right_count);

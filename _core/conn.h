@@ -41,6 +41,9 @@ void im_conn_enter(struct im_loop *loop, struct im_conn *conn,
  * doomed. */
 void im_conn_send(struct im_loop *loop, uint32_t slot, struct im_span frame);
 
+/* Ends a subscription of either kind, live or with a cursor. */
+void im_conn_unsubscribe(struct im_loop *loop, uint32_t slot, uint32_t sub);
+
 /* Puts a message into the outbox: one reference, which the caller has counted.
  * False, and the connection doomed, when it is over its bound. */
 bool im_conn_put(struct im_loop *loop, uint32_t slot, struct im_msg *msg,

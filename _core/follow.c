@@ -2,8 +2,8 @@
  * follow.c - durable subscriptions at work.
  *
  * The workload: a reader at the head costs what any subscriber costs, two
- * comparisons more. One that is behind costs nothing until it may be sent half
- * a window; then Python is asked once, reads the timeline and feeds it here.
+ * comparisons more. For one that is behind Python is asked, reads the timeline
+ * and feeds it here, until the window is full; and again when half is free.
  * Between the two no message is lost, repeated or out of order, since a cursor
  * takes only what follows what it was sent last (K2).
  *
@@ -24,9 +24,9 @@
 /* Fed messages of one slot of 4 KiB are sent as one, like a run. */
 #define CHUNK_BYTES (4096u - (uint32_t)sizeof(struct im_msg))
 
-static void add_changed(struct im_cursors *cursors, uint32_t at)
+static void add_changed(struct im_cursors *cursors, struct im_cursor *cursor)
 {
-    struct im_cursor *cursor = &cursors->slots[at];
+    uint32_t at = (uint32_t)(cursor - cursors->slots);
 
     if (cursor->marks & IM_CURSOR_CHANGED)
         return;
@@ -81,13 +81,13 @@ static void ask(struct im_loop *loop, struct im_cursor *cursor)
         cursor->marks |= IM_CURSOR_ASKED;
     } else {
         cursor->marks |= IM_CURSOR_OWED;
-        add_changed(&loop->cursors, (uint32_t)(cursor - loop->cursors.slots));
+        add_changed(&loop->cursors, cursor);
     }
 }
 
 void im_follow_moved(struct im_loop *loop, struct im_cursor *cursor)
 {
-    add_changed(&loop->cursors, (uint32_t)(cursor - loop->cursors.slots));
+    add_changed(&loop->cursors, cursor);
     ask(loop, cursor);
 }
 
@@ -178,7 +178,7 @@ static bool offer(struct im_loop *loop, struct im_cursor *cursor,
     if (is_for_it && !im_conn_put(loop, cursor->conn, msg, IM_FOR_MESSAGE))
         return false; /* it is doomed */
     im_cursor_move(cursor, seq + msg->frames - 1, is_for_it);
-    add_changed(&loop->cursors, (uint32_t)(cursor - loop->cursors.slots));
+    add_changed(&loop->cursors, cursor);
     return is_for_it;
 }
 
@@ -321,7 +321,7 @@ void im_follow_feed(struct im_loop *loop, uint32_t slot, uint32_t number,
         im_cursor_fed(cursor, head);
     }
     if (cursor->marks & IM_CURSOR_OWED)
-        add_changed(&loop->cursors, (uint32_t)(cursor - loop->cursors.slots));
+        add_changed(&loop->cursors, cursor);
     else
         im_follow_moved(loop, cursor);
 }

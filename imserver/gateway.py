@@ -281,12 +281,11 @@ class Gateway:
 
     def _finish(self, publication: Publication) -> None:
         session, message = publication.session, publication.message
-        error = publication.error
-        if not error and not self._routing.may_publish(session.user, session.rights, message.topic):
-            error = ImError(ErrorCode.FORBIDDEN, id=message.id, topic=message.topic)
         try:
-            if error:
-                raise error
+            if publication.error:
+                raise publication.error
+            if not self._routing.may_publish(session.user, session.rights, message.topic):
+                raise ImError(ErrorCode.FORBIDDEN)
             frame = self.durability.marked(publication.frame, message.topic)
         except ImError as refusal:
             refusal.id, refusal.topic = message.id, message.topic

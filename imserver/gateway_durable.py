@@ -39,7 +39,7 @@ class Durability:
         self._keeping: dict[int, tuple[asyncio.Future[Receipt], int, str]] = {}
 
     def may_keep(self, topic: str) -> bool:
-        return self._is_open and self._routing.durable(topic) != "never"
+        return self.verdict(topic) != _core.ALLOW
 
     def verdict(self, topic: str) -> int:
         """For the core, about a topic that may be published to."""

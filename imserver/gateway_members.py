@@ -15,8 +15,8 @@ import asyncio
 import logging
 from functools import partial
 
-from imserver import _core, gateway_frames
-from imserver.errors import ErrorCode, ImError
+from imserver import _core
+from imserver.errors import ImError
 from imserver.gateway_durable import Durability
 from imserver.gateway_subscriptions import Subscriptions
 from imserver.gateway_tasks import Tasks
@@ -117,5 +117,4 @@ class Members:
         for session in self._sessions.of(user):
             self._core.revoke(session.conn, topic.encode())
             if topic in self._sessions.topics(session):
-                frame = gateway_frames.unsubscribed(topic, session, code=ErrorCode.FORBIDDEN)
-                self._subscriptions.end(session, topic, frame)
+                self._subscriptions.forbid(session, topic)

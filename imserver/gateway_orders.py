@@ -6,7 +6,7 @@ next message of a user whose right was revoked is refused.
 Not here: what clients ask for themselves (gateway, gateway_calls).
 """
 
-from imserver import _core, gateway_frames
+from imserver import _core
 from imserver.auth import Authenticator
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.gateway_frames import Frames
@@ -65,8 +65,7 @@ class Orders:
         self._core.revoke(session.conn)
         for topic in self._sessions.topics(session):
             if not self._routing.may_subscribe(session.user, session.rights, topic):
-                frame = gateway_frames.unsubscribed(topic, session, code=ErrorCode.FORBIDDEN)
-                self._subscriptions.end(session, topic, frame)
+                self._subscriptions.forbid(session, topic)
 
     def forget_verdicts(self) -> None:
         """Everything is asked for anew, by all: an on_publish hook came."""

@@ -62,12 +62,14 @@ class Subscriptions:
         if topic not in self._sessions.topics(session):
             raise ImError(ErrorCode.NOT_FOUND, "there is no subscription to this topic")
         frame = gateway_frames.unsubscribed(topic, session, request)
-        self.end(session, topic, frame, _core.ENDS_PAUSE)
+        self._end(session, topic, frame, _core.ENDS_PAUSE)
 
-    def end(
-        self, session: Session, topic: str, frame: bytes, ends: int = _core.ENDS_NOTHING
-    ) -> None:
-        """End a subscription and say so with an UNSUBSCRIBED."""
+    def forbid(self, session: Session, topic: str) -> None:
+        """End a subscription that is no longer allowed; an UNSUBSCRIBED with 403 says so."""
+        frame = gateway_frames.unsubscribed(topic, session, code=ErrorCode.FORBIDDEN)
+        self._end(session, topic, frame, _core.ENDS_NOTHING)
+
+    def _end(self, session: Session, topic: str, frame: bytes, ends: int) -> None:
         self._core.unsubscribe(session.conn, topic.encode(), frame, ends)
         self._sessions.unsubscribe(session, topic)
         if self._followers:
@@ -82,11 +84,8 @@ class Subscriptions:
                 self._check(session, topic)
                 self._begin(session, request, topic, tags)
         elif self._followers and self._answers.is_here(session):
-            position = await self._followers.position(session, body)
-            if self._answers.is_here(session):
-                self._check(session, topic)
-                self._followers.begin(session, request, body, position)
-                self._sessions.subscribe(session, topic)
+            is_here = partial(self._answers.is_here, session)
+            await self._follow(self._followers, session, request, body, is_here)
 
     async def follow_unasked(
         self, session: Session, topic: str, is_member: Callable[[], bool]
@@ -106,11 +105,21 @@ class Subscriptions:
             return
         after = await self._followers.place_of_member(session, topic)
         asked = Subscribe(topic, after=after, durable=True)
-        position = await self._followers.position(session, asked)
+        await self._follow(self._followers, session, 0, asked, is_wanted)
+
+    async def _follow(
+        self,
+        followers: Followers,
+        session: Session,
+        request: int,
+        body: Subscribe,
+        is_wanted: Callable[[], bool],
+    ) -> None:
+        position = await followers.position(session, body)
         if is_wanted():
-            self._check(session, topic)
-            self._followers.begin(session, 0, asked, position)
-            self._sessions.subscribe(session, topic)
+            self._check(session, body.topic)
+            followers.begin(session, request, body, position)
+            self._sessions.subscribe(session, body.topic)
 
     def _begin(self, session: Session, request: int, topic: str, tags: str) -> None:
         frame = gateway_frames.subscribed(Subscribed(topic), session, request)

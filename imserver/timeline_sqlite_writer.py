@@ -161,7 +161,8 @@ class Writer:
                 break
             if self._journal:
                 self._journal.settle(self._batch)
-            self._hand_out(jobs, results)
+            if jobs:
+                self._hand_out(jobs, results)
             if self._log_pages >= CHECKPOINT_PAGES and not self._settle(self._checkpoint):
                 break
         else:

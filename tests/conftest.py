@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness import RunningServer, dev_config
+from click.testing import CliRunner, Result
+from harness import Run, RunningServer, dev_config
 from hypothesis import HealthCheck, settings
 
 from imserver import Server
+from imserver.cli import main
 
 settings.register_profile(
     "ci", deadline=None, max_examples=50, suppress_health_check=list(HealthCheck)
@@ -47,3 +49,16 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
     yield start
     for running in started:
         running.stop()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """run("token", "ann", env={...}): the command in this process, with no settings around."""
+    for name in os.environ:
+        if name.startswith("IMSERVER_"):
+            monkeypatch.delenv(name)
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+        return CliRunner().invoke(main, arguments, env=env, prog_name="imserver")
+
+    return run

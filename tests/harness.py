@@ -12,10 +12,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from click.testing import Result
+
 from imserver import Config, Server
 from imserver.protocol import FrameType, Hello, Subscribe, encode_frame, encode_message
 
 JSON = 1
+Run = Callable[..., Result]  # the command line in this process
 WAIT_S = 20.0  # an answer that takes longer will not come
 
 

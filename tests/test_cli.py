@@ -8,14 +8,14 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from harness import Run
 
 from imserver import __version__, cli_chat, cli_doctor, cli_serve
 from imserver.auth import Authenticator, issue
@@ -31,21 +31,6 @@ KEYS = {
     "IMSERVER_AUTH__KEYS__0__ALGORITHM": "HS256",
     "IMSERVER_AUTH__KEYS__0__SECRET": SECRET,
 }
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """run("token", "ann", env={...}): the command in this process, with no settings around."""
-    for name in os.environ:
-        if name.startswith("IMSERVER_"):
-            monkeypatch.delenv(name)
-
-    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(main, arguments, env=env, prog_name="imserver")
-
-    return run
 
 
 def token_in(result: Result) -> Any:

@@ -9,14 +9,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from harness import Run
 
-from imserver.cli import main
 from imserver.control import SOCKET
 from imserver.model import CODEC_JSON
 from imserver.protocol import encode_message
@@ -24,7 +24,6 @@ from imserver.timeline import Cursor, DeadLetter
 from imserver.timeline_sqlite import SqliteTimeline
 
 TESTS = Path(__file__).parent
-Run = Callable[..., Result]
 
 
 class Child:
@@ -97,16 +96,8 @@ def child(request: pytest.FixtureRequest, data: Path) -> Iterator[Child | None]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, data: Path, child: Child | None) -> Run:
-    for name in os.environ:
-        if name.startswith("IMSERVER_"):
-            monkeypatch.delenv(name)
-
-    def run(*arguments: str) -> Result:
-        arguments = (*arguments, "--data", str(data))
-        return CliRunner().invoke(main, arguments, prog_name="imserver")
-
-    return run
+def run(run: Run, data: Path, child: Child | None) -> Run:
+    return lambda *arguments: run(*arguments, "--data", str(data))
 
 
 def good(result: Result) -> str:

@@ -3,30 +3,15 @@
 import asyncio
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from harness import Run
 
-from imserver.cli import main
 from imserver.model import CODEC_JSON
 from imserver.protocol import encode_message
 from imserver.timeline_sqlite import SqliteTimeline
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    for name in os.environ:
-        if name.startswith("IMSERVER_"):
-            monkeypatch.delenv(name)
-
-    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(main, arguments, env=env, prog_name="imserver")
-
-    return run
 
 
 @pytest.fixture

@@ -57,6 +57,15 @@ def crowd() -> Crowd:
     return Crowd(seed=5)
 
 
+async def move(crowd: Crowd, child: Child) -> None:
+    """Start another server, and send everybody there."""
+    child.start()
+    await child.listening()
+    crowd.moved(child.port)
+    for one in crowd.all:
+        one.cut()
+
+
 async def is_settled(crowd: Crowd) -> None:
     await crowd.finish(DRAIN_S)
     verdict = crowd.history.verdict()
@@ -135,11 +144,7 @@ async def test_a_call_that_fails_costs_no_receipt(child: Child, crowd: Crowd, fa
         await crowd.finish(2)  # it comes to nothing, or to its end
         child.close()
         child = Child(child.directory)
-        child.start()
-        await child.listening()
-        crowd.moved(child.port)
-        for one in crowd.all:
-            one.cut()
+        await move(crowd, child)
         await is_settled(crowd)
     finally:
         await crowd.leave()
@@ -201,11 +206,7 @@ async def test_the_power_goes_and_what_had_a_receipt_is_there(
         disk.unmount()
         disk.mount(image)
         child = Child(disk.at / "data")
-        child.start()
-        await child.listening()
-        crowd.moved(child.port)
-        for one in crowd.all:
-            one.cut()
+        await move(crowd, child)
         await is_settled(crowd)
     finally:
         await crowd.leave()

@@ -16,7 +16,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "imcore.h"
 #include "storm.h"
 
 #define CLIENTS 16
@@ -302,17 +301,6 @@ static int log_in_to(struct stage *stage, const char *topic)
 static inline int log_in(struct stage *stage, bool subscribes)
 {
     return log_in_to(stage, subscribes ? "room" : NULL);
-}
-
-static inline uint64_t stat_of(const struct stage *stage, const char *name)
-{
-    uint64_t sums[IM_STAT_MAX];
-
-    im_core_stats(stage->core, sums);
-    for (size_t i = 0; i < IM_STAT_COUNT; i++)
-        if (strcmp(im_stat_names[i], name) == 0)
-            return sums[i];
-    FAIL("no counter is called %s", name);
 }
 
 /* Ends the stream at once, with everything sent already there. */

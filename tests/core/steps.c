@@ -20,12 +20,12 @@ static void a_burst_of_relays_makes_no_reader_slow(void)
     publish(author, 100);
     settle(&stage);
     CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
-    CHECK(stat_of(&stage, "relays") == 1); /* they are on two threads */
+    CHECK(stat_of(stage.core, "relays") == 1); /* they are on two threads */
     for (int i = 0; i < 40; i++) {
         publish(author, 10000);
         turn(&stage, 0);
     }
-    while (stat_of(&stage, "relays") < 41)
+    while (stat_of(stage.core, "relays") < 41)
         turn(&stage, 0);
     for (int i = 0; i < 40; i++) {
         CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
@@ -102,11 +102,11 @@ static void nobody_is_closed_in_the_middle_of_its_own_publication(void)
     log_in_to(&stage, "room");
     publish(author, 64); /* it is allowed to, from here on */
     settle(&stage);
-    CHECK(stat_of(&stage, "relays") == 1); /* they are on two threads */
-    while ((relays = stat_of(&stage, "relays")) < held) {
+    CHECK(stat_of(stage.core, "relays") == 1); /* they are on two threads */
+    while ((relays = stat_of(stage.core, "relays")) < held) {
         for (uint64_t i = 0; i < 500 && relays + i < held; i++)
             publish(author, 64);
-        while (stat_of(&stage, "relays") == relays)
+        while (stat_of(stage.core, "relays") == relays)
             turn(&stage, 0);
     }
     for (int i = 0; i < 20; i++)
@@ -143,9 +143,9 @@ static void a_run_crosses_to_the_other_thread_as_one(void)
     settle(&stage);
     for (int i = 0; i < 3; i++)
         CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
-    CHECK(stat_of(&stage, "relays") == 2);
-    CHECK(stat_of(&stage, "messages_in") == 4);
-    CHECK(stat_of(&stage, "deliveries") == 4);
+    CHECK(stat_of(stage.core, "relays") == 2);
+    CHECK(stat_of(stage.core, "messages_in") == 4);
+    CHECK(stat_of(stage.core, "deliveries") == 4);
     end(&stage);
 }
 
@@ -176,8 +176,8 @@ static void a_run_without_room_is_taken_one_by_one(void)
         CHECK(receive(&stage, reader, frame) == IM_MESSAGE);
         CHECK(frame[31] == i);
     }
-    CHECK(stat_of(&stage, "messages_in") == 4);
-    CHECK(stat_of(&stage, "pool_refusals") == 0 && stage.closed == 0);
+    CHECK(stat_of(stage.core, "messages_in") == 4);
+    CHECK(stat_of(stage.core, "pool_refusals") == 0 && stage.closed == 0);
     end(&stage);
 }
 
@@ -192,8 +192,8 @@ static void a_crowd_at_the_door_is_shared_out(void)
         send_frame(connect_client(&stage), IM_HELLO, "");
     start_listening(&stage);
     settle(&stage);
-    CHECK(stat_of(&stage, "accept_refused") == 0);
-    CHECK(stat_of(&stage, "connections") == 8);
+    CHECK(stat_of(stage.core, "accept_refused") == 0);
+    CHECK(stat_of(stage.core, "connections") == 8);
     end(&stage);
 }
 
@@ -240,7 +240,7 @@ static void who_has_gone_is_not_counted_as_slow(void)
     CHECK(stage.closed == 1 && stage.close_code == IM_CLOSE_PEER);
     usleep(100 * 1000);
     settle(&stage);
-    CHECK(stat_of(&stage, "slow_readers") == 0);
+    CHECK(stat_of(stage.core, "slow_readers") == 0);
     end(&stage);
 }
 
@@ -372,7 +372,7 @@ static void nobody_is_given_up_who_was_not_asked(void)
     turn(&stage, 0);
     answer_events(&stage);
     CHECK(stage.closed == 0);
-    CHECK(stat_of(&stage, "suspects") == 1);
+    CHECK(stat_of(stage.core, "suspects") == 1);
     end(&stage);
 }
 
@@ -384,12 +384,12 @@ static void subscriptions_are_counted(void)
     log_in(&stage, true);
     usleep(10 * 1000);
     settle(&stage);
-    CHECK(stat_of(&stage, "subscriptions") == 1);
+    CHECK(stat_of(stage.core, "subscriptions") == 1);
     reset(stage.clients[--stage.client_count]);
     settle(&stage);
     usleep(10 * 1000);
     settle(&stage);
-    CHECK(stat_of(&stage, "subscriptions") == 0);
+    CHECK(stat_of(stage.core, "subscriptions") == 0);
     end(&stage);
 }
 
@@ -409,7 +409,7 @@ static void without_descriptors_the_door_is_shut_politely(void)
     CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
     settle(&stage);
     CHECK(receive(&stage, client, frame) == 0);
-    CHECK(stat_of(&stage, "accept_refused") == 1);
+    CHECK(stat_of(stage.core, "accept_refused") == 1);
     CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
     usleep(10 * 1000);
     log_in(&stage, false);

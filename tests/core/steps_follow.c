@@ -51,7 +51,7 @@ static void who_follows_catches_up_and_is_live_then(void)
         expect_message(&stage, reader, seq);
     }
     CHECK(!is_told(&stage, IM_EVENT_WANT, &told) && is_quiet(&stage, reader));
-    CHECK(stat_of(&stage, "fed") == 3);
+    CHECK(stat_of(stage.core, "fed") == 3);
     end(&stage);
     close_store(store);
 }
@@ -132,7 +132,7 @@ static void a_full_window_asks_again_when_half_of_it_is_free(void)
     send_position(reader, IM_ACK, "room", 7);
     keep_next(&stage, store);
     expect_message(&stage, reader, 8);
-    CHECK(stat_of(&stage, "acks") == 3);
+    CHECK(stat_of(stage.core, "acks") == 3);
     end(&stage);
     close_store(store);
 }
@@ -216,7 +216,7 @@ static void a_feed_for_a_cursor_that_has_gone_is_nothing(void)
     reset(reader);
     settle(&stage);
     feed(&stage, store, 1, 10, "room", 1, 2);
-    CHECK(stat_of(&stage, "fed") == 1 && stage.closed == 1);
+    CHECK(stat_of(stage.core, "fed") == 1 && stage.closed == 1);
     end(&stage);
     close_store(store);
 }
@@ -323,7 +323,7 @@ static void a_silent_peer_is_asked_before_it_is_sent_anything_again(void)
     redeliver(&stage, store, 60000, 1, 1);
     CHECK(is_told(&stage, IM_EVENT_REDELIVERED, &told) && told.a == 1);
     expect_message(&stage, reader, 1);
-    CHECK(stat_of(&stage, "redelivered") == 1);
+    CHECK(stat_of(stage.core, "redelivered") == 1);
     end(&stage);
     close_store(store);
 }
@@ -354,7 +354,7 @@ static void what_is_sent_again_is_sent_whole_or_not_at_all(void)
     im_conn_send(stage.core->loops, 1, (struct im_span){pad, sizeof pad});
     redeliver(&stage, store, 60000, 1, 20);
     CHECK(is_told(&stage, IM_EVENT_REDELIVERED, &told) && told.a == 0);
-    CHECK(stat_of(&stage, "redelivered") == 20);
+    CHECK(stat_of(stage.core, "redelivered") == 20);
     end(&stage);
     close_store(store);
 }
@@ -419,7 +419,7 @@ static uint64_t gauge(struct stage *stage, const char *name)
 {
     usleep(20 * 1000);
     settle(stage);
-    return stat_of(stage, name);
+    return stat_of(stage->core, name);
 }
 
 static void a_member_that_follows_and_comes_back_is_counted_once(void)

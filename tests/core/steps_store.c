@@ -15,7 +15,7 @@ static void nothing_is_said_before_the_disk_has_it(uint32_t threads)
     int author = log_in(&stage, false), reader = log_in(&stage, true);
     keep(author, "room", 7, 0, 100);
     CHECK(is_quiet(&stage, author) && is_quiet(&stage, reader));
-    CHECK(stat_of(&stage, "journalled") == 1);
+    CHECK(stat_of(stage.core, "journalled") == 1);
     CHECK(commit(store) == 1);
     expect_receipt(&stage, author, 7, 1);
     expect_message(&stage, reader, 1);
@@ -48,7 +48,7 @@ static void a_run_is_numbered_densely_and_receipted_one_by_one(void)
         write_kept(run + i * 100, "room", "", 10 + i, 0, 100);
     send_bytes(author, run, sizeof run);
     settle(&stage);
-    CHECK(stat_of(&stage, "journalled") == 2);
+    CHECK(stat_of(stage.core, "journalled") == 2);
     CHECK(commit(store) == 2);
     expect_receipt(&stage, author, 1, 1);
     expect_message(&stage, author, 1);
@@ -56,7 +56,7 @@ static void a_run_is_numbered_densely_and_receipted_one_by_one(void)
         expect_receipt(&stage, author, 10 + i, 2 + i);
     for (uint64_t i = 1; i <= 4; i++)
         expect_message(&stage, reader, i);
-    CHECK(stat_of(&stage, "receipts") == 4);
+    CHECK(stat_of(stage.core, "receipts") == 4);
     end(&stage);
     close_store(store);
 }
@@ -173,7 +173,7 @@ static void what_the_disk_refused_is_told_id_by_id(void)
     CHECK(told.len == 5 + 3 * 8 && !memcmp(told.bytes, "\4room", 5));
     for (uint32_t i = 0; i < 3; i++)
         CHECK(im_load_u64(told.bytes + 5 + i * 8) == 10 + i);
-    CHECK(stat_of(&stage, "unkept") == 4);
+    CHECK(stat_of(stage.core, "unkept") == 4);
     CHECK(stage.core->loops[0].journal_bytes == 0);
     end(&stage);
     close_store(store);
@@ -197,7 +197,7 @@ static void an_author_that_left_is_still_heard(void)
     expect_message(&stage, reader, 1);
     expect_message(&stage, stage.clients[1], 1);
     CHECK(is_quiet(&stage, reader) && is_quiet(&stage, stage.clients[1]));
-    CHECK(stat_of(&stage, "receipts") == 1 && stage.told_count == 1);
+    CHECK(stat_of(stage.core, "receipts") == 1 && stage.told_count == 1);
     end(&stage);
     close_store(store);
 }
@@ -223,7 +223,7 @@ static void a_full_journal_makes_authors_wait_and_loses_nothing(void)
         CHECK(commits < 32);
         settle(&stage);
         CHECK(loop->journal_bytes > 0 && loop->journal_bytes <= 1 << 19);
-        CHECK(commits || stat_of(&stage, "store_waits") > 0);
+        CHECK(commits || stat_of(stage.core, "store_waits") > 0);
         commit(store);
         settle(&stage);
         for (int i = 0; i < 2; i++)

@@ -18,7 +18,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "imcore.h"
 #include "storm.h"
 
 #define SECONDS 60 /* a storm that takes longer has come to a halt */
@@ -176,17 +175,6 @@ static void take_turn(struct control *control)
     } while (!im_core_listener_sleeps(core));
     if (core->config.threads)
         poll(&news, 1, 20);
-}
-
-static uint64_t stat_of(const struct im_core *core, const char *name)
-{
-    uint64_t sums[IM_STAT_MAX];
-
-    im_core_stats(core, sums);
-    for (size_t i = 0; i < IM_STAT_COUNT; i++)
-        if (strcmp(im_stat_names[i], name) == 0)
-            return sums[i];
-    FAIL("no counter is called %s", name);
 }
 
 /* The gauges are read every tick, so some time has to pass first. */

@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "frame.h"
+#include "imcore.h"
 
 enum {
     READERS = 8,
@@ -56,6 +56,17 @@ struct storm {
         if (!(rule))                                                           \
             FAIL("not so: %s", #rule);                                         \
     } while (0)
+
+static inline uint64_t stat_of(const struct im_core *core, const char *name)
+{
+    uint64_t sums[IM_STAT_MAX];
+
+    im_core_stats(core, sums);
+    for (size_t i = 0; i < IM_STAT_COUNT; i++)
+        if (strcmp(im_stat_names[i], name) == 0)
+            return sums[i];
+    FAIL("no counter is called %s", name);
+}
 
 /* A whole frame at `to`; returns its size. */
 static inline size_t write_frame(uint8_t *to, uint8_t type, uint16_t request,

@@ -18,7 +18,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "imcore.h"
 #include "journal.h"
 #include "storm_store.h"
 
@@ -327,17 +326,6 @@ static void take_turn(struct control *control)
         atomic_store(&control->storm->is_answered, true);
     if (core->config.threads)
         poll(&news, 1, 20);
-}
-
-static uint64_t stat_of(const struct im_core *core, const char *name)
-{
-    uint64_t sums[IM_STAT_MAX];
-
-    im_core_stats(core, sums);
-    for (size_t i = 0; i < IM_STAT_COUNT; i++)
-        if (strcmp(im_stat_names[i], name) == 0)
-            return sums[i];
-    FAIL("no counter is called %s", name);
 }
 
 /* The gauges are read every tick, so some time has to pass first. */
