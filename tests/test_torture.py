@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torture import DRAIN_S, FAULTY, Child, torture
+from torture import DRAIN_S, FAULTY, Child, is_good, torture
 from torture_clients import Crowd
 
 pytestmark = pytest.mark.timeout(240)
@@ -25,18 +25,18 @@ needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is 
 
 async def test_thirty_kills_lose_nothing(tmp_path: Path) -> None:
     verdict = await torture(tmp_path / "data", 30, most_s=0.4, publishes=100)
-    assert not verdict.violations, verdict
+    assert is_good(verdict), verdict
     assert verdict.in_flight, "it was killed at work"
 
 
 async def test_killed_while_it_recovers_it_loses_nothing(tmp_path: Path) -> None:
     verdict = await torture(tmp_path / "data", 5, seed=2, during_start=True)
-    assert not verdict.violations, verdict
+    assert is_good(verdict), verdict
 
 
 async def test_so_it_is_with_two_threads(tmp_path: Path) -> None:
     verdict = await torture(tmp_path / "data", 5, seed=3, threads=2)
-    assert not verdict.violations, verdict
+    assert is_good(verdict), verdict
 
 
 async def test_receipts_before_the_flush_are_found(tmp_path: Path) -> None:
@@ -60,8 +60,7 @@ def crowd() -> Crowd:
 async def is_settled(crowd: Crowd) -> None:
     await crowd.finish(DRAIN_S)
     verdict = crowd.history.verdict()
-    assert not verdict.violations, verdict
-    assert verdict.receipted == verdict.published, verdict
+    assert is_good(verdict), verdict
 
 
 async def test_told_to_stop_under_load_it_loses_nothing(child: Child, crowd: Crowd) -> None:
@@ -81,6 +80,8 @@ async def test_told_to_stop_under_load_it_loses_nothing(child: Child, crowd: Cro
 
 
 async def test_cut_off_anywhere_nobody_loses_anything(child: Child, crowd: Crowd) -> None:
+    """Publishers behind a random byte of a message, subscribers wherever they are in what they read
+    and acknowledge."""
     dice = random.Random(6)
     try:
         child.start()

@@ -22,6 +22,7 @@ from imserver.protocol import (
     Hello,
     Position,
     Subscribe,
+    decode_body,
     decode_message,
     decode_receipt,
     encode_bare,
@@ -77,6 +78,9 @@ class Client:
             self.welcomed()
         elif frame.type == FrameType.PING:
             self.send(encode_bare(FrameType.PONG, frame.request))
+        elif frame.type == FrameType.ERROR:
+            error = decode_body(frame.type, frame.codec, frame.body)
+            self.history.error(error.code, error.message)
         else:
             self.took(frame)
 
@@ -85,9 +89,10 @@ class Client:
             self.writer.write(data)
 
     def cut(self) -> None:
-        """Lose the connection in the middle of whatever it carries."""
+        """Lose the connection in the middle of whatever it carries, by FIN or by RST."""
         if self.writer:
-            self.writer.transport.abort()
+            transport = self.writer.transport
+            self.random.choice((transport.abort, transport.close))()
 
     def welcomed(self) -> None: ...
 
@@ -111,14 +116,25 @@ class Publisher(Client):
     def go_on(self) -> None:
         fresh = []
         while self.writer and len(self.open) < IN_FLIGHT and self.last_id < self.most:
-            self.last_id += 1
-            topic = self.random.choice(self.topics)
-            body = self.random.randbytes(self.random.choice((0, 40, 400, 4_000)))
-            frame = encode_message(topic, self.name, body, id=self.last_id, flags=DURABLE)
-            self.history.publish(Publish(self.name, self.last_id), topic, body)
-            self.open[self.last_id] = frame
-            fresh.append(frame)
+            fresh.append(self._next())
         self.send(b"".join(fresh))
+
+    def _next(self) -> bytes:
+        self.last_id += 1
+        topic = self.random.choice(self.topics)
+        body = self.random.randbytes(self.random.choice((0, 40, 400, 4_000)))
+        frame = encode_message(topic, self.name, body, id=self.last_id, flags=DURABLE)
+        self.history.publish(Publish(self.name, self.last_id), topic, body)
+        self.open[self.last_id] = frame
+        return frame
+
+    def cut(self) -> None:
+        """Behind a random byte of one more message."""
+        if self.writer and not self.is_stopped:
+            self.most = max(self.most, self.last_id + 1)
+            frame = self._next()
+            self.send(frame[: self.random.randrange(len(frame) + 1)])
+        super().cut()
 
     def took(self, frame: Frame) -> None:
         if frame.type != FrameType.RECEIPT:
@@ -163,13 +179,18 @@ class Subscriber(Client):
     def _decide(self, topic: str, seq: int, attempt: int) -> None:
         dice = self.random.random()
         if attempt or dice < 0.5:
-            self.send(encode_position(FrameType.ACK, Position(seq, topic)))
+            self._ack(topic, seq)
         elif dice < 0.6:
+            self.history.nack(self.name, topic, seq)
             self.send(encode_position(FrameType.NACK, Position(seq, topic)))
         else:
             self.late[topic] = self.late.get(topic, 0) + 1
             if self.late[topic] % LATE_ACK_EVERY == 0:
-                self.send(encode_position(FrameType.ACK, Position(seq, topic)))
+                self._ack(topic, seq)
+
+    def _ack(self, topic: str, seq: int) -> None:
+        self.history.ack(self.name, topic, seq)
+        self.send(encode_position(FrameType.ACK, Position(seq, topic)))
 
 
 class Crowd:
