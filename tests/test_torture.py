@@ -8,9 +8,11 @@ runs the first of these for a thousand cycles.
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from torture import DRAIN_S, FAULTY, Child, is_good, torture
 from torture_clients import Crowd
 
 pytestmark = pytest.mark.timeout(240)
+
+#: What a scenario is killed at: every so-many-th call.
+CALLS = {"fdatasync": 1, "pwrite64": 10}
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 
@@ -145,6 +150,54 @@ async def test_a_call_that_fails_costs_no_receipt(child: Child, crowd: Crowd, fa
     finally:
         await crowd.leave()
         child.close()
+
+
+async def scenario(directory: Path, fault: str = "") -> bool:
+    """Twenty publishes, one after the other, and two who read, acknowledge and refuse, from the
+    start of a server on a new directory. strace kills it at the call that `fault` names; then it is
+    started again, undisturbed. Whether it was killed."""
+    crowd = Crowd(seed=7, publishers=1, subscribers=2, in_flight=1)
+    child = Child(directory)
+    trace = ["strace", "-D", "-qq", "-f", "-o", f"{directory}.strace"]
+    trace += ["-e", f"trace={','.join(CALLS)}", *(["-e", f"inject={fault}"] if fault else [])]
+    child.start(*trace)
+
+    async def nurse() -> None:
+        while child.process.poll() is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        child.start()
+
+    nursing = asyncio.create_task(nurse())
+    try:
+        await crowd.come(child.port)
+        crowd.publish(20)
+        await is_settled(crowd)
+        return nursing.done()
+    finally:
+        nursing.cancel()
+        await crowd.leave()
+        child.close()
+
+
+@needs_strace
+async def test_killed_at_every_flush_of_a_scenario_it_loses_nothing(tmp_path: Path) -> None:
+    """Also at every tenth write. Every write, flush and truncation of the store by itself is in
+    test_timeline_faults."""
+    assert not await scenario(tmp_path / "undisturbed")
+    text = (tmp_path / "undisturbed.strace").read_text()
+    by_thread = Counter(
+        re.findall(rf"^(\d+) +({'|'.join(CALLS)})\(", text, re.M)
+    )  # as strace counts
+    most = {call: max(n for (_, one), n in by_thread.items() if one == call) for call in CALLS}
+    moments = [(call, n) for call, step in CALLS.items() for n in range(1, most[call] + 1, step)]
+    places = asyncio.Semaphore(8)
+
+    async def killed(call: str, n: int) -> bool:
+        async with places:
+            return await scenario(tmp_path / f"{call}{n}", f"{call}:signal=SIGKILL:when={n}")
+
+    kills = await asyncio.gather(*(killed(call, n) for call, n in moments))
+    assert sum(kills) > 0.8 * len(moments), "it was hardly ever killed"
 
 
 class Disk:

@@ -100,11 +100,14 @@ class Client:
 
 
 class Publisher(Client):
-    """Writes to its topics in turn; at most IN_FLIGHT messages wait for a receipt."""
+    """Writes to topics by chance; at most `in_flight` messages wait for a receipt."""
 
-    def __init__(self, history: History, name: str, seed: int, topics: list[str]) -> None:
+    def __init__(
+        self, history: History, name: str, seed: int, topics: list[str], in_flight: int
+    ) -> None:
         super().__init__(history, name, seed)
         self.topics = topics
+        self.in_flight = in_flight
         self.last_id = 0
         self.most = 0  # ids up to here are to be published
         self.open: dict[int, bytes] = {}
@@ -115,7 +118,7 @@ class Publisher(Client):
 
     def go_on(self) -> None:
         fresh = []
-        while self.writer and len(self.open) < IN_FLIGHT and self.last_id < self.most:
+        while self.writer and len(self.open) < self.in_flight and self.last_id < self.most:
             fresh.append(self._next())
         self.send(b"".join(fresh))
 
@@ -196,13 +199,19 @@ class Subscriber(Client):
 class Crowd:
     """8 publishers and 8 subscribers over a few topics, and the history they write."""
 
-    def __init__(self, seed: int = 1, publishers: int = 8, subscribers: int = 8) -> None:
+    def __init__(
+        self,
+        seed: int = 1,
+        publishers: int = 8,
+        subscribers: int = 8,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
         self.topics = [f"room:{number}" for number in range(5)]
         dice = random.Random(seed)
         names = [f"reader{number}" for number in range(subscribers)]
         self.history = History({name: set(dice.sample(self.topics, 3)) for name in names})
         self.publishers = [
-            Publisher(self.history, f"writer{number}", seed + number, self.topics)
+            Publisher(self.history, f"writer{number}", seed + number, self.topics, in_flight)
             for number in range(publishers)
         ]
         self.subscribers = [Subscriber(self.history, name, seed) for name in names]
