@@ -17,13 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import Peer
 from torture import DRAIN_S, FAULTY, Child, is_good, torture
 from torture_clients import Crowd
+
+from imserver.protocol import DURABLE, FrameType
 
 pytestmark = pytest.mark.timeout(240)
 
 #: What a scenario is killed at: every so-many-th call.
-CALLS = {"fdatasync": 1, "pwrite64": 10}
+CALLS = {"fdatasync": 1, "pwrite64": 20}
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 
@@ -181,7 +184,7 @@ async def scenario(directory: Path, fault: str = "") -> bool:
 
 @needs_strace
 async def test_killed_at_every_flush_of_a_scenario_it_loses_nothing(tmp_path: Path) -> None:
-    """Also at every tenth write. Every write, flush and truncation of the store by itself is in
+    """Also at every twentieth write. Every write, flush and truncation of the store by itself is in
     test_timeline_faults."""
     assert not await scenario(tmp_path / "undisturbed")
     text = (tmp_path / "undisturbed.strace").read_text()
@@ -198,6 +201,68 @@ async def test_killed_at_every_flush_of_a_scenario_it_loses_nothing(tmp_path: Pa
 
     kills = await asyncio.gather(*(killed(call, n) for call, n in moments))
     assert sum(kills) > 0.8 * len(moments), "it was hardly ever killed"
+
+
+@needs_strace
+async def test_a_slow_flush_holds_up_neither_live_traffic_nor_pings(child: Child) -> None:
+    child.start()
+    await child.listening()
+    assert await child.terminate() == 0  # a store that is there flushes little when it is opened
+    slow = "inject=fdatasync:delay_enter=1s"
+    child.start("strace", "-D", "-qq", "-f", "-o", "/dev/null", "--seccomp-bpf", "-e", slow)
+    await child.listening()
+
+    def play() -> None:
+        ann, bob = (Peer(("127.0.0.1", child.port)) for _ in range(2))
+        ann.login("ann")
+        bob.login("bob")
+        bob.subscribe("room:1")
+        ann.publish("room:1", "ann", b"kept", id=1, flags=DURABLE)
+        ann.publish("room:1", "ann", b"live", id=2)
+        assert bob.expect(FrameType.MESSAGE).endswith(b"live")
+        ann.ping()  # nothing but its PONG has come
+        ann.expect(FrameType.RECEIPT)
+        assert bob.expect(FrameType.MESSAGE).endswith(b"kept")
+        ann.close()
+        bob.close()
+
+    await asyncio.to_thread(play)
+
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
+@pytest.mark.skipif(not FAKETIME, reason="libfaketime is not installed")
+async def test_a_clock_that_jumps_changes_the_times_shown_and_nothing_else(
+    child: Child, tmp_path: Path
+) -> None:
+    """The clock of all threads, by years and an hour, both ways. Nobody loses a connection, what is
+    refused comes again, and a server that starts in the past knows its repeats."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    fake = ["env", f"LD_PRELOAD={FAKETIME}", f"FAKETIME_TIMESTAMP_FILE={clock}"]
+    fake += ["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1"]
+    crowd = Crowd(seed=8, publishers=2, subscribers=2)
+    try:
+        child.start(*fake)
+        await child.listening()
+        await crowd.come(child.port)
+        for jump in ("+10y", "-10y", "+3600", "+0"):
+            clock.write_text(jump)
+            crowd.publish(10)
+            await is_settled(crowd)
+        assert {one.connections for one in crowd.all} == {1}
+        times = [time for kept in crowd.history.receipts.values() for _, time in kept]
+        assert max(times) - min(times) > 19 * 365 * 86_400_000, "the clock was not faked"
+        crowd.publish(50)
+        await asyncio.sleep(0.02)
+        child.kill()
+        clock.write_text("-10y")
+        child.start(*fake)
+        await child.listening()
+        await is_settled(crowd)
+    finally:
+        await crowd.leave()
 
 
 class Disk:
