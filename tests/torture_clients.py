@@ -47,6 +47,7 @@ class Client:
         self.port = 0
         self.connections = 0
         self.is_stopped = False
+        self.is_welcome = False
         self.writer: asyncio.StreamWriter | None = None
 
     async def run(self) -> None:
@@ -70,11 +71,12 @@ class Client:
                 if self.is_stopped:
                     return
         finally:
-            self.writer = None
+            self.writer, self.is_welcome = None, False
             writer.close()
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.type == FrameType.WELCOME:
+            self.is_welcome = True
             self.welcomed()
         elif frame.type == FrameType.PING:
             self.send(encode_bare(FrameType.PONG, frame.request))
@@ -117,8 +119,9 @@ class Publisher(Client):
         self.go_on()
 
     def go_on(self) -> None:
+        """Nothing new before what is repeated: that would be our disorder, not the server's."""
         fresh = []
-        while self.writer and len(self.open) < self.in_flight and self.last_id < self.most:
+        while self.is_welcome and len(self.open) < self.in_flight and self.last_id < self.most:
             fresh.append(self._next())
         self.send(b"".join(fresh))
 
@@ -133,7 +136,7 @@ class Publisher(Client):
 
     def cut(self) -> None:
         """Behind a random byte of one more message."""
-        if self.writer and not self.is_stopped:
+        if self.is_welcome and not self.is_stopped:
             self.most = max(self.most, self.last_id + 1)
             frame = self._next()
             self.send(frame[: self.random.randrange(len(frame) + 1)])
