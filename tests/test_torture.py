@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 from harness import Peer
+from history import History
 from torture import DRAIN_S, FAULTY, Child, is_good, torture
-from torture_clients import Crowd
+from torture_clients import Crowd, Publisher
 
-from imserver.protocol import DURABLE, FrameType
+from imserver.protocol import DURABLE, FrameReader, FrameType, decode_message, encode_message
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -51,6 +52,21 @@ async def test_receipts_before_the_flush_are_found(tmp_path: Path) -> None:
     """The planted bug: a harness that cannot see it proves nothing."""
     verdict = await torture(tmp_path / "data", 6, seed=4, program=FAULTY, most_s=0.3, drain_s=5)
     assert verdict.violations.keys() & {"lost", "forked"}, verdict
+
+
+def test_a_publisher_repeats_what_is_open_before_it_says_anything_new() -> None:
+    """Else the disorder that the history finds would be the harness's own."""
+    publisher = Publisher(History({}), "ann", 1, ["room:1"], in_flight=3)
+    sent = bytearray()
+    publisher.send = sent.extend  # type: ignore[method-assign]
+    publisher.open = {1: encode_message("room:1", "ann", b"x", id=1)}
+    publisher.last_id, publisher.most = 1, 3
+    publisher.go_on()
+    assert not sent, "it was not welcomed yet"
+    publisher.is_welcome = True
+    publisher.welcomed()
+    ids = [decode_message(frame.data).id for frame in FrameReader(1 << 20).feed(sent)]
+    assert ids == [1, 2, 3]
 
 
 @pytest.fixture
