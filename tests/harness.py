@@ -142,6 +142,9 @@ class RunningServer:
         self._peers.clear()
 
     def stop(self) -> None:
+        """Once more is allowed, and does nothing."""
+        if not self._thread.is_alive():
+            return
         self.forget_peers()
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(WAIT_S)

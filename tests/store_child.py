@@ -1,11 +1,12 @@
 """A process that keeps messages and says what it was told, for the tests that kill it.
 
-    store_child.py DIRECTORY [hasty]
+    store_child.py DIRECTORY [hasty|reopen]
 
 One line on stdout for every result that was handed out, written with one system call before
 anything else happens: "receipt TOPIC SEQ BODY", "cursor SEQ", "trim TOPIC BEFORE". What was
 written there has happened as far as anybody outside can know. "hasty" plants the bug that the
-tests must find: results are handed out before the flush.
+tests must find: results are handed out before the flush. "reopen" opens, recovers what there is
+to recover, and closes.
 """
 
 import asyncio
@@ -43,12 +44,12 @@ def tell(appended: object) -> None:
         say(f"receipt {one.topic} {one.seq} {one.body[:8].decode()}")
 
 
-async def main(directory: Path) -> None:
+async def main(directory: Path, rounds: int) -> None:
     timeline_sqlite_writer.CHECKPOINT_PAGES = 20  # checkpoints and new rounds of the log, often
     store = await SqliteTimeline.open(directory)
     say("open")
     try:
-        for number in range(ROUNDS):
+        for number in range(rounds):
             size = 9_000 if number % 4 == 3 else 20
             frames = [
                 encode_message(f"room:{n % 3}", "ann", f"{number:03}-{n:04}".encode().ljust(size))
@@ -80,4 +81,4 @@ if __name__ == "__main__":
         from imserver import timeline_sqlite
 
         timeline_sqlite.Writer = Hasty
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(Path(sys.argv[1]), 0 if sys.argv[2:] == ["reopen"] else ROUNDS))

@@ -49,6 +49,8 @@ CRIMES: dict[str, Callable[[History], object]] = {
     "misdelivered": lambda history: history.delivery("eve", 1, message(1)),
     "reordered": lambda history: history.delivery("bob", 2, message(2)),
     "forked": lambda history: history.receipt(Publish("ann", 1), Receipt(1, 5, 10)),
+    "dropped": lambda history: history.nack("bob", TOPIC, 3),
+    "accused": lambda history: history.error(409, "it contradicts something"),
 }
 
 
@@ -75,3 +77,40 @@ def test_what_is_owed_is_counted() -> None:
     for _ in range(2):
         history.delivery("eve", 1, message(1))
         assert history.owed == 0
+
+
+def test_a_publisher_whose_messages_change_places_is_reordered() -> None:
+    history = History({"bob": {TOPIC}})
+    for number, seq in ((1, 2), (2, 1)):
+        history.publish(Publish("ann", number), TOPIC, b"x")
+        history.receipt(Publish("ann", number), Receipt(number, seq, 10))
+    for number, seq in ((2, 1), (1, 2)):
+        history.delivery("bob", 1, message(seq, id=number, body=b"x"))
+    assert history.verdict().violations.keys() == {"reordered"}
+
+
+def test_what_was_refused_is_owed_until_it_comes_again() -> None:
+    history = honest()
+    history.nack("bob", TOPIC, 2)
+    history.ack("bob", TOPIC, 3)
+    assert history.owed == 1
+    history.delivery("bob", 2, message(2, flags=REDELIVERED, attempt=2))
+    assert history.owed == 0
+    assert not history.verdict().violations
+    assert history.verdict().forgotten == 0
+
+
+def test_repeats_of_what_was_acknowledged_are_counted_apart() -> None:
+    history = honest()
+    history.ack("bob", TOPIC, 2)
+    history.delivery("bob", 3, message(2))
+    history.delivery("bob", 3, message(3))
+    verdict = history.verdict()
+    assert not verdict.violations
+    assert (verdict.duplicates, verdict.forgotten) == (4, 1)
+
+
+def test_a_failing_disk_is_an_excuse() -> None:
+    history = honest()
+    history.error(507, "the store has stopped")
+    assert not history.verdict().violations

@@ -498,6 +498,34 @@ def test_a_disk_that_fails_ends_receipts_and_nothing_else(serve: Start, threads:
     assert bob.is_still()
 
 
+def test_a_flipped_bit_is_told_to_the_reader_and_its_neighbours_come(
+    serve: Start, tmp_path: Path
+) -> None:
+    server = serve()
+    ann, bob = reader(server, "ann"), reader(server, "bob")
+    bob.subscribe(durable=True)
+    for number in range(1, 6):  # a commit each, with pages of its own
+        keep(ann, "ann", first_id=number, body=b"body %d " % number * 2_000)
+    bob.take(5)
+    server.stop()
+    (path,) = tmp_path.glob("*.db")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"body 3 " * 100)] ^= 4
+    path.write_bytes(data)
+    server = serve()
+    for fields in ({"after": 0}, {"durable": True}):
+        bob = reader(server, "bob")
+        bob.subscribe(**fields)
+        error = bob.expect(FrameType.ERROR)
+        assert (error.code, error.topic) == (ErrorCode.LOST, ROOM)
+        assert seqs(bob.take(4)) == [1, 2, 4, 5]
+        bob.peer.close()
+    ann, bob = reader(server, "ann"), reader(server, "bob")
+    assert keep(ann, "ann", first_id=9)[0].seq == 6, "and it goes on"
+    bob.subscribe(after=5)
+    assert seqs(bob.take(1)) == [6]
+
+
 def test_a_slow_disk_holds_up_nothing_but_receipts(serve: Start, threads: int) -> None:
     server = serve(threads=threads)
     ann, bob = reader(server, "ann"), reader(server, "bob")

@@ -52,10 +52,10 @@ def run_child(directory: Path, inject: str = "", *arguments: str) -> Run:
     return Run(directory, done.stdout.split("\n")[:-1], done.returncode)
 
 
-def calls_of(directory: Path) -> Counter[str]:
+def calls_of(directory: Path, *arguments: str) -> Counter[str]:
     """How often an undisturbed run makes each call, in the thread that makes most of them:
     strace counts by thread."""
-    assert run_child(directory).said[-1] == "closed"
+    assert run_child(directory, "", *arguments).said[-1] == "closed"
     text = Path(f"{directory}.strace").read_text()
     by_thread = Counter(re.findall(rf"^(\d+) +({'|'.join(CALLS)})\(", text, re.M))
     most: Counter[str] = Counter()
@@ -161,6 +161,22 @@ def test_killed_at_every_call_it_loses_nothing_that_it_told(tmp_path: Path, what
     runs = run_all(tmp_path, kills(calls), on=on)
     assert sum(run.code != 0 for run in runs) > 0.9 * len(runs), "it was hardly ever killed"
     assert judge(runs) == {}
+
+
+@needs_strace
+@pytest.mark.parametrize("fault", ["signal=SIGKILL", "error=EIO", "error=ENOSPC"])
+def test_disturbed_at_every_call_of_a_recovery_it_loses_nothing(tmp_path: Path, fault: str) -> None:
+    """On what a kill has left: most of it in the log, and no checkpoint at its end."""
+    dirty = run_child(made(tmp_path / "dirty"), "fdatasync:signal=SIGKILL:when=9")
+    assert sum(line.startswith("receipt") for line in dirty.said) > 5
+    assert (dirty.directory / f"{FILE}-wal").stat().st_size > 0
+    calls = calls_of(shutil.copytree(dirty.directory, tmp_path / "undisturbed"), "reopen")
+    assert set(calls) >= {"pwrite64", "fdatasync"}
+    injections = [kill.replace("signal=SIGKILL", fault) for kill in kills(calls)]
+    runs = run_all(tmp_path, injections, "reopen", on=dirty.directory)
+    if "SIGKILL" in fault:
+        assert sum(run.code != 0 for run in runs) > 0.9 * len(runs), "it was hardly ever killed"
+    assert judge([run._replace(said=dirty.said + run.said) for run in runs]) == {}
 
 
 @needs_strace

@@ -8,41 +8,65 @@ runs the first of these for a thousand cycles.
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torture import DRAIN_S, FAULTY, Child, torture
-from torture_clients import Crowd
+from harness import Peer
+from history import History
+from torture import DRAIN_S, FAULTY, Child, is_good, torture
+from torture_clients import Crowd, Publisher
+
+from imserver.protocol import DURABLE, FrameReader, FrameType, decode_message, encode_message
 
 pytestmark = pytest.mark.timeout(240)
+
+#: What a scenario is killed at: every so-many-th call.
+CALLS = {"fdatasync": 1, "pwrite64": 20}
 
 needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 
 
 async def test_thirty_kills_lose_nothing(tmp_path: Path) -> None:
     verdict = await torture(tmp_path / "data", 30, most_s=0.4, publishes=100)
-    assert not verdict.violations, verdict
+    assert is_good(verdict), verdict
     assert verdict.in_flight, "it was killed at work"
 
 
 async def test_killed_while_it_recovers_it_loses_nothing(tmp_path: Path) -> None:
     verdict = await torture(tmp_path / "data", 5, seed=2, during_start=True)
-    assert not verdict.violations, verdict
+    assert is_good(verdict), verdict
 
 
 async def test_so_it_is_with_two_threads(tmp_path: Path) -> None:
     verdict = await torture(tmp_path / "data", 5, seed=3, threads=2)
-    assert not verdict.violations, verdict
+    assert is_good(verdict), verdict
 
 
 async def test_receipts_before_the_flush_are_found(tmp_path: Path) -> None:
     """The planted bug: a harness that cannot see it proves nothing."""
     verdict = await torture(tmp_path / "data", 6, seed=4, program=FAULTY, most_s=0.3, drain_s=5)
     assert verdict.violations.keys() & {"lost", "forked"}, verdict
+
+
+def test_a_publisher_repeats_what_is_open_before_it_says_anything_new() -> None:
+    """Else the disorder that the history finds would be the harness's own."""
+    publisher = Publisher(History({}), "ann", 1, ["room:1"], in_flight=3)
+    sent = bytearray()
+    publisher.send = sent.extend  # type: ignore[method-assign]
+    publisher.open = {1: encode_message("room:1", "ann", b"x", id=1)}
+    publisher.last_id, publisher.most = 1, 3
+    publisher.go_on()
+    assert not sent, "it was not welcomed yet"
+    publisher.is_welcome = True
+    publisher.welcomed()
+    ids = [decode_message(frame.data).id for frame in FrameReader(1 << 20).feed(sent)]
+    assert ids == [1, 2, 3]
 
 
 @pytest.fixture
@@ -69,8 +93,7 @@ async def move(crowd: Crowd, child: Child) -> None:
 async def is_settled(crowd: Crowd) -> None:
     await crowd.finish(DRAIN_S)
     verdict = crowd.history.verdict()
-    assert not verdict.violations, verdict
-    assert verdict.receipted == verdict.published, verdict
+    assert is_good(verdict), verdict
 
 
 async def test_told_to_stop_under_load_it_loses_nothing(child: Child, crowd: Crowd) -> None:
@@ -90,6 +113,8 @@ async def test_told_to_stop_under_load_it_loses_nothing(child: Child, crowd: Cro
 
 
 async def test_cut_off_anywhere_nobody_loses_anything(child: Child, crowd: Crowd) -> None:
+    """Publishers behind a random byte of a message, subscribers wherever they are in what they read
+    and acknowledge."""
     dice = random.Random(6)
     try:
         child.start()
@@ -149,6 +174,116 @@ async def test_a_call_that_fails_costs_no_receipt(child: Child, crowd: Crowd, fa
     finally:
         await crowd.leave()
         child.close()
+
+
+async def scenario(directory: Path, fault: str = "") -> bool:
+    """Twenty publishes, one after the other, and two who read, acknowledge and refuse, from the
+    start of a server on a new directory. strace kills it at the call that `fault` names; then it is
+    started again, undisturbed. Whether it was killed."""
+    crowd = Crowd(seed=7, publishers=1, subscribers=2, in_flight=1)
+    child = Child(directory)
+    trace = ["strace", "-D", "-qq", "-f", "-o", f"{directory}.strace"]
+    trace += ["-e", f"trace={','.join(CALLS)}", *(["-e", f"inject={fault}"] if fault else [])]
+    child.start(*trace)
+
+    async def nurse() -> None:
+        while child.process.poll() is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        child.start()
+
+    nursing = asyncio.create_task(nurse())
+    try:
+        await crowd.come(child.port)
+        crowd.publish(20)
+        await is_settled(crowd)
+        return nursing.done()
+    finally:
+        nursing.cancel()
+        await crowd.leave()
+        child.close()
+
+
+@needs_strace
+async def test_killed_at_every_flush_of_a_scenario_it_loses_nothing(tmp_path: Path) -> None:
+    """Also at every twentieth write. Every write, flush and truncation of the store by itself is in
+    test_timeline_faults."""
+    assert not await scenario(tmp_path / "undisturbed")
+    text = (tmp_path / "undisturbed.strace").read_text()
+    by_thread = Counter(
+        re.findall(rf"^(\d+) +({'|'.join(CALLS)})\(", text, re.M)
+    )  # as strace counts
+    most = {call: max(n for (_, one), n in by_thread.items() if one == call) for call in CALLS}
+    moments = [(call, n) for call, step in CALLS.items() for n in range(1, most[call] + 1, step)]
+    places = asyncio.Semaphore(8)
+
+    async def killed(call: str, n: int) -> bool:
+        async with places:
+            return await scenario(tmp_path / f"{call}{n}", f"{call}:signal=SIGKILL:when={n}")
+
+    kills = await asyncio.gather(*(killed(call, n) for call, n in moments))
+    assert sum(kills) > 0.8 * len(moments), "it was hardly ever killed"
+
+
+@needs_strace
+async def test_a_slow_flush_holds_up_neither_live_traffic_nor_pings(child: Child) -> None:
+    child.start()
+    await child.listening()
+    assert await child.terminate() == 0  # a store that is there flushes little when it is opened
+    slow = "inject=fdatasync:delay_enter=1s"
+    child.start("strace", "-D", "-qq", "-f", "-o", "/dev/null", "--seccomp-bpf", "-e", slow)
+    await child.listening()
+
+    def play() -> None:
+        ann, bob = (Peer(("127.0.0.1", child.port)) for _ in range(2))
+        ann.login("ann")
+        bob.login("bob")
+        bob.subscribe("room:1")
+        ann.publish("room:1", "ann", b"kept", id=1, flags=DURABLE)
+        ann.publish("room:1", "ann", b"live", id=2)
+        assert bob.expect(FrameType.MESSAGE).endswith(b"live")
+        ann.ping()  # nothing but its PONG has come
+        ann.expect(FrameType.RECEIPT)
+        assert bob.expect(FrameType.MESSAGE).endswith(b"kept")
+        ann.close()
+        bob.close()
+
+    await asyncio.to_thread(play)
+
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
+@pytest.mark.skipif(not FAKETIME, reason="libfaketime is not installed")
+async def test_a_clock_that_jumps_changes_the_times_shown_and_nothing_else(
+    child: Child, tmp_path: Path
+) -> None:
+    """The clock of all threads, by years and an hour, both ways. Nobody loses a connection, what is
+    refused comes again, and a server that starts in the past knows its repeats."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    fake = ["env", f"LD_PRELOAD={FAKETIME}", f"FAKETIME_TIMESTAMP_FILE={clock}"]
+    fake += ["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1"]
+    crowd = Crowd(seed=8, publishers=2, subscribers=2)
+    try:
+        child.start(*fake)
+        await child.listening()
+        await crowd.come(child.port)
+        for jump in ("+10y", "-10y", "+3600", "+0"):
+            clock.write_text(jump)
+            crowd.publish(10)
+            await is_settled(crowd)
+        assert {one.connections for one in crowd.all} == {1}
+        times = [time for kept in crowd.history.receipts.values() for _, time in kept]
+        assert max(times) - min(times) > 19 * 365 * 86_400_000, "the clock was not faked"
+        crowd.publish(50)
+        await asyncio.sleep(0.02)
+        child.kill()
+        clock.write_text("-10y")
+        child.start(*fake)
+        await child.listening()
+        await is_settled(crowd)
+    finally:
+        await crowd.leave()
 
 
 class Disk:

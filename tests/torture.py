@@ -4,7 +4,7 @@
 
 A cycle: some hundred publishes under way, a random moment, SIGKILL, a new process on the same
 directory. At the end the crowd is given time, and the history judged. Exits with 1 when anything
-was lost, reordered or made up. tests/test_torture.py runs it in short forms.
+was lost, reordered, made up or never answered. tests/test_torture.py runs it in short forms.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from history import Verdict
@@ -150,8 +151,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="imserver-torture-") as folder:
         run = torture(Path(folder) / "data", cycles, seed=seed, during_start=True, progress=True)
         verdict = asyncio.run(run)
-    print(f"{cycles} kills in {time.monotonic() - began_s:.0f} s: {verdict}")
-    return 1 if verdict.violations else 0
+    print(f"{cycles} kills in {time.monotonic() - began_s:.0f} s, seed {seed}")
+    print(table(verdict))
+    return 0 if is_good(verdict) else 1
+
+
+def is_good(verdict: Verdict) -> bool:
+    return not verdict.violations and verdict.receipted == verdict.published
+
+
+def table(verdict: Verdict) -> str:
+    """All figures, the violations with their first cases."""
+    lines = []
+    for one in fields(verdict):
+        value = getattr(verdict, one.name)
+        is_count = isinstance(value, int)
+        lines.append(f"{one.name:>13}  {value if is_count else len(value):,}")
+        lines += [] if is_count else [f"{'':15}{case}" for case in value[:5]]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from imserver.protocol import (
     Hello,
     Position,
     Subscribe,
+    decode_body,
     decode_message,
     decode_receipt,
     encode_bare,
@@ -46,6 +47,7 @@ class Client:
         self.port = 0
         self.connections = 0
         self.is_stopped = False
+        self.is_welcome = False
         self.writer: asyncio.StreamWriter | None = None
 
     async def run(self) -> None:
@@ -69,14 +71,18 @@ class Client:
                 if self.is_stopped:
                     return
         finally:
-            self.writer = None
+            self.writer, self.is_welcome = None, False
             writer.close()
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.type == FrameType.WELCOME:
+            self.is_welcome = True
             self.welcomed()
         elif frame.type == FrameType.PING:
             self.send(encode_bare(FrameType.PONG, frame.request))
+        elif frame.type == FrameType.ERROR:
+            error = decode_body(frame.type, frame.codec, frame.body)
+            self.history.error(error.code, error.message)
         else:
             self.took(frame)
 
@@ -85,9 +91,10 @@ class Client:
             self.writer.write(data)
 
     def cut(self) -> None:
-        """Lose the connection in the middle of whatever it carries."""
+        """Lose the connection in the middle of whatever it carries, by FIN or by RST."""
         if self.writer:
-            self.writer.transport.abort()
+            transport = self.writer.transport
+            self.random.choice((transport.abort, transport.close))()
 
     def welcomed(self) -> None: ...
 
@@ -95,11 +102,14 @@ class Client:
 
 
 class Publisher(Client):
-    """Writes to its topics in turn; at most IN_FLIGHT messages wait for a receipt."""
+    """Writes to topics by chance; at most `in_flight` messages wait for a receipt."""
 
-    def __init__(self, history: History, name: str, seed: int, topics: list[str]) -> None:
+    def __init__(
+        self, history: History, name: str, seed: int, topics: list[str], in_flight: int
+    ) -> None:
         super().__init__(history, name, seed)
         self.topics = topics
+        self.in_flight = in_flight
         self.last_id = 0
         self.most = 0  # ids up to here are to be published
         self.open: dict[int, bytes] = {}
@@ -109,16 +119,28 @@ class Publisher(Client):
         self.go_on()
 
     def go_on(self) -> None:
+        """Nothing new before what is repeated: that would be our disorder, not the server's."""
         fresh = []
-        while self.writer and len(self.open) < IN_FLIGHT and self.last_id < self.most:
-            self.last_id += 1
-            topic = self.random.choice(self.topics)
-            body = self.random.randbytes(self.random.choice((0, 40, 400, 4_000)))
-            frame = encode_message(topic, self.name, body, id=self.last_id, flags=DURABLE)
-            self.history.publish(Publish(self.name, self.last_id), topic, body)
-            self.open[self.last_id] = frame
-            fresh.append(frame)
+        while self.is_welcome and len(self.open) < self.in_flight and self.last_id < self.most:
+            fresh.append(self._next())
         self.send(b"".join(fresh))
+
+    def _next(self) -> bytes:
+        self.last_id += 1
+        topic = self.random.choice(self.topics)
+        body = self.random.randbytes(self.random.choice((0, 40, 400, 4_000)))
+        frame = encode_message(topic, self.name, body, id=self.last_id, flags=DURABLE)
+        self.history.publish(Publish(self.name, self.last_id), topic, body)
+        self.open[self.last_id] = frame
+        return frame
+
+    def cut(self) -> None:
+        """Behind a random byte of one more message."""
+        if self.is_welcome and not self.is_stopped:
+            self.most = max(self.most, self.last_id + 1)
+            frame = self._next()
+            self.send(frame[: self.random.randrange(len(frame) + 1)])
+        super().cut()
 
     def took(self, frame: Frame) -> None:
         if frame.type != FrameType.RECEIPT:
@@ -163,25 +185,36 @@ class Subscriber(Client):
     def _decide(self, topic: str, seq: int, attempt: int) -> None:
         dice = self.random.random()
         if attempt or dice < 0.5:
-            self.send(encode_position(FrameType.ACK, Position(seq, topic)))
+            self._ack(topic, seq)
         elif dice < 0.6:
+            self.history.nack(self.name, topic, seq)
             self.send(encode_position(FrameType.NACK, Position(seq, topic)))
         else:
             self.late[topic] = self.late.get(topic, 0) + 1
             if self.late[topic] % LATE_ACK_EVERY == 0:
-                self.send(encode_position(FrameType.ACK, Position(seq, topic)))
+                self._ack(topic, seq)
+
+    def _ack(self, topic: str, seq: int) -> None:
+        self.history.ack(self.name, topic, seq)
+        self.send(encode_position(FrameType.ACK, Position(seq, topic)))
 
 
 class Crowd:
     """8 publishers and 8 subscribers over a few topics, and the history they write."""
 
-    def __init__(self, seed: int = 1, publishers: int = 8, subscribers: int = 8) -> None:
+    def __init__(
+        self,
+        seed: int = 1,
+        publishers: int = 8,
+        subscribers: int = 8,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
         self.topics = [f"room:{number}" for number in range(5)]
         dice = random.Random(seed)
         names = [f"reader{number}" for number in range(subscribers)]
         self.history = History({name: set(dice.sample(self.topics, 3)) for name in names})
         self.publishers = [
-            Publisher(self.history, f"writer{number}", seed + number, self.topics)
+            Publisher(self.history, f"writer{number}", seed + number, self.topics, in_flight)
             for number in range(publishers)
         ]
         self.subscribers = [Subscriber(self.history, name, seed) for name in names]
