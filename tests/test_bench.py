@@ -73,6 +73,47 @@ def test_an_open_loop_sends_what_was_asked_for_and_keeps_the_time(
     assert traffic.wall_s >= 0.249
 
 
+def test_what_is_overdue_is_sent_in_parts_between_which_replies_are_read() -> None:
+    """To a fake server whose PING is there before the first message: the PONG does not wait for
+    all that are due."""
+    ping, pong = control(11, b""), adapter.FRAMES.pong
+    frame = pack(">IBBH", 20, 7, 0, 0) + bytes(16)
+    listener = socket.create_server((LOOPBACK, 0))
+    with Generator(adapter.FRAMES, 1) as load:
+        load.add(load.group(1), frames=[frame])
+        load.open(listener.getsockname())
+        link, _ = listener.accept()
+        link.sendall(ping)
+        traffic = load.run(10, rate=10**9, messages=500, drain_s=0)
+    with link, link.makefile("rb") as stream:
+        heard = stream.read()
+    listener.close()
+    assert traffic.sent == 500
+    assert len(heard) == 500 * len(frame) + len(pong)
+    assert 0 <= heard.find(pong) <= 64 * len(frame)
+
+
+def test_a_generator_that_others_keep_from_its_cpu_has_still_worked(
+    where: load_process.Placement,
+) -> None:
+    """Time that another process had while it looked in vain is not taken off its own."""
+    before = os.sched_getaffinity(0)
+    load_process.pin(where.generator)
+    with (
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other,
+        floor("echo", "jwt", where) as server,
+        Generator(server.adapter.wire, 1, spins=True) as load,
+    ):
+        try:
+            to_oneself(load, server.adapter, 1)
+            load.open(server.address)
+            traffic = load.check(load.run(0.3, rate=2_000))
+        finally:
+            other.kill()
+            os.sched_setaffinity(0, before)
+    assert 0 < traffic.busy < 1
+
+
 def test_large_bursts_wait_for_the_kernel_and_lose_nothing(where: load_process.Placement) -> None:
     """Far more under way than socket buffers hold: short sends and cut frames on both sides."""
     frame = pack(">I", 30_000) + bytes(30_000)
@@ -313,6 +354,8 @@ def test_what_the_generator_cannot_hold_is_refused() -> None:
     with Generator(Wire(kinds={0: FAILURE}), 1) as load:
         with pytest.raises(LoadError):
             load.add(0)  # no such group
+        with pytest.raises(LoadError, match="nobody hears"):
+            load.group(0)
         group = load.group(1)
         with pytest.raises(LoadError):
             load.add(group, frames=[b"1234567"])  # no room for the stamp
