@@ -42,8 +42,9 @@ def busy_s(cpu: int) -> float:
 
 
 def stolen_s(where: Placement) -> float:
-    """Seconds since boot that the hypervisor gave these CPUs to others; always 0 on real ones."""
-    ours = {f"cpu{cpu}" for cpu in where}
+    """Seconds since boot that the hypervisor gave the CPUs of server and generator to others, the
+    mean of both, or of the one they share; always 0 on real ones."""
+    ours = {f"cpu{cpu}" for cpu in (where.server, where.generator)}
     rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
     ticks = sum(int(row[8]) for row in rows if row[0] in ours)
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return ticks / os.sysconf("SC_CLK_TCK") / len(ours)

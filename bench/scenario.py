@@ -104,7 +104,7 @@ class Watch:
         self.waited = (now.wait_ns - self._usage.wait_ns) / 1e9 / wall_s
         # Threads of one server wait for each other, too: that alone is no disturbance.
         self.foreign = (process.busy_s(self._where.server) - self._busy_s) / wall_s - self.busy
-        self.stolen = (process.stolen_s(self._where) - self._stolen_s) / 2 / wall_s
+        self.stolen = (process.stolen_s(self._where) - self._stolen_s) / wall_s
 
     def details(self) -> dict[str, float]:
         return {"server_busy": self.busy, "server_waited": self.waited, "stolen": self.stolen}

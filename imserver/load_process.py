@@ -33,16 +33,24 @@ class Placement(NamedTuple):
 
     server: int
     generator: int
+    cpus: frozenset[int]  # all that may be used
 
     @property
     def is_shared(self) -> bool:
         return self.server == self.generator
 
+    @property
+    def of_threads(self) -> frozenset[int]:
+        """Where a server of several I/O threads runs: on all but the generator's, and where that
+        is one, on both."""
+        free = self.cpus - {self.generator}
+        return free if len(free) > 1 else self.cpus
+
 
 def placement() -> Placement:
-    """The first two CPUs that this process may use."""
+    """The first two CPUs that this process may use. To be asked before it pins itself."""
     cpus = sorted(os.sched_getaffinity(0))
-    return Placement(cpus[0], cpus[min(1, len(cpus) - 1)])
+    return Placement(cpus[0], cpus[min(1, len(cpus) - 1)], frozenset(cpus))
 
 
 def pin(cpu: int) -> None:
