@@ -166,7 +166,7 @@ def render(options: argparse.Namespace) -> int:
     print(report_tables.markdown(saved), end="")
     if options.write:
         if why := report_plots.obstacle():
-            print(f"plots were skipped: {why}", file=sys.stderr)
+            print(f"the plots stay as they were: {why}", file=sys.stderr)
         report_tables.refresh(DOCUMENT, saved)
     return 0
 

@@ -252,6 +252,18 @@ def test_plots_are_the_same_bytes_from_the_same_numbers(
         assert f"{name}.svg)" in report_tables.markdown(saved, drawn[0])
 
 
+def test_without_matplotlib_the_pictures_that_are_there_stay(
+    saved: report.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_plots, "obstacle", lambda: "no matplotlib")
+    monkeypatch.setattr(report_tables, "RESULTS", tmp_path)
+    (tmp_path / "peers.svg").write_text("a picture")
+    report_tables.refresh(tmp_path / "benchmarks.md", saved)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert re.findall(r"!\[.*\]\((.*)\)", text) == [f"../bench/{tmp_path.name}/peers.svg"]
+    assert (tmp_path / "peers.svg").read_text() == "a picture"
+
+
 def test_render_prints_a_saved_report(
     saved: report.Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
