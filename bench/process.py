@@ -33,6 +33,19 @@ def _fields(text: str) -> Mapping[str, int]:
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 
 
+def flushes(directory: Path) -> int:
+    """How often, since boot, the disk under a directory was told by anybody to write what it
+    holds in its cache; 0 where there is no such directory, or no disk that counts."""
+    if not directory.exists():
+        return 0
+    device = os.stat(directory).st_dev
+    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    if (place / "partition").exists():  # the kernel counts them for the whole disk
+        place = place.parent
+    fields = (place / "stat").read_text().split() if (place / "stat").exists() else []
+    return int(fields[15]) if len(fields) > 15 else 0
+
+
 def busy_s(cpu: int) -> float:
     """Seconds since boot that a CPU worked for anybody, in steps of 10 ms or so."""
     rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())

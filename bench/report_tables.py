@@ -104,6 +104,37 @@ def latency(report: Report) -> Table:
     return rows
 
 
+def kept(report: Report) -> Table:
+    """A line a server that keeps messages: what it does a second, and how many share a flush of
+    the disk, as far as that can be seen."""
+    rows = [["server", "µs", "messages/s", "flushes/s", "messages a flush"]]
+    for name in ("durable", "durable-unflushed"):
+        samples = report["results"].get(name, {"samples": {}})["samples"]
+        for peer in _order(samples):
+            if [peer] in [row[:1] for row in rows]:  # ours is in both
+                continue
+            details = [
+                one["details"] for one in samples[peer] if one["details"].get("flushes_per_s")
+            ]
+            per_s = [one["deliveries_per_s"] for one in details]
+            flushes = [one["flushes_per_s"] for one in details]
+            shared = [a / b for a, b in zip(per_s, flushes, strict=True)]
+            us = [one["value"] for one in samples[peer]]
+            rows.append([peer, *map(_median, (us, per_s, flushes, shared))])
+    return rows
+
+
+def receipts(report: Report) -> Table:
+    """Of the open loop: medians of the percentiles of a receipt, beside the disk alone."""
+    samples = report["results"].get("durable-latency", {"samples": {}})["samples"].get(OURS, ())
+    rows = [["", *(f"{name}, µs" for name in _PERCENTILES)]]
+    for title, kind in (("a receipt", ""), ("a flush of the disk alone", "flush_")):
+        if samples:
+            found = [[one["details"][kind + name] for one in samples] for name in _PERCENTILES]
+            rows.append([title, *map(_median, found)])
+    return rows
+
+
 def remarks(report: Report) -> list[str]:
     """What a reader must know to believe the numbers, one line each."""
     lines = ["the run was interrupted: rows are missing"] if report["interrupted"] else []
@@ -160,6 +191,8 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> str:
     for name, one in report["series"].items():
         if rows_of(report, name):
             show(_title(one["title"]), series(report, name), links.get(name, ""))
+    show("Durable publish, 50 connections, 64 messages of each under way", kept(report))
+    show("A receipt at 1,000 messages a second, from when a message was due", receipts(report))
     show("Latency, counted from when a message was due", latency(report), links.get("latency", ""))
     notes = "".join(f"- {line}\n" for line in remarks(report))
     if notes:

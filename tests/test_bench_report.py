@@ -163,6 +163,47 @@ def test_the_tables_are_made_from_the_saved_samples(saved: report.Report) -> Non
         assert len({len(line) for line in table.splitlines()}) == 1
 
 
+def test_what_is_kept_has_tables_of_its_own(saved: report.Report) -> None:
+    def durable(*per_s: float) -> list[dict[str, Any]]:
+        rates = [{"deliveries_per_s": rate, "flushes_per_s": 100.0} for rate in per_s]
+        return [{**samples(2.0)[0], "repeat": at, "details": one} for at, one in enumerate(rates)]
+
+    unseen = [{**samples(1.0)[0], "details": {"deliveries_per_s": 9.0, "flushes_per_s": 0.0}}]
+    names = ("p50", "p90", "p99", "p99.9", "max")
+    found = dict.fromkeys(names, 400.0) | {f"flush_{name}": 150.0 for name in names}
+    saved["results"] = {
+        "durable": row("durable", {}, imserver=durable(30_000, 50_000, 40_000), redis=unseen),
+        "durable-unflushed": row("same", {}, imserver=durable(1), nats=durable(2_000)),
+        "durable-latency": row("latency", {}, imserver=[{**samples(1)[0], "details": found}]),
+    }
+    assert report_tables.kept(saved)[1:] == [
+        ["imserver", "2.00", "40,000", "100", "400"],
+        ["redis", "1.00", "", "", ""],  # nobody knows how often its disk flushed
+        ["nats", "2.00", "2,000", "100", "20.0"],
+    ]
+    assert [line[:3] for line in report_tables.receipts(saved)[1:]] == [
+        ["a receipt", "400", "400"],
+        ["a flush of the disk alone", "150", "150"],
+    ]
+    text = report_tables.markdown(saved)
+    assert "### Durable publish" in text
+    assert "### A receipt" in text
+    saved["results"] = {}
+    assert "### Durable publish" not in report_tables.markdown(saved)
+    assert "### A receipt" not in report_tables.markdown(saved)
+
+
+def test_a_named_peer_is_the_one_to_be_ahead_of(saved: report.Report) -> None:
+    ping_pong = saved["results"]["ping-pong"]
+    ping_pong["targets"] = [
+        {"of": "ahead", "limit": 2.2, "peer": peer} for peer in ("nats", "redis")
+    ]
+    found = {one.peer: one for one in verdicts(saved) if one.subject == "ping-pong"}
+    assert ahead(ping_pong, "nats") == pytest.approx([10 / 6, 30 / 11, 20 / 9])
+    assert (found["nats"].is_met, found["redis"].is_met) == (True, False)
+    assert found["nats"].target == "≥ 2.2 × ahead of nats"
+
+
 def test_a_report_survives_the_file(
     saved: report.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
