@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import process
 from bench.layouts import one_to_all, rooms, to_oneself
 from bench.peers import ROOT, adapter
 from bench.peers.floor import floor
@@ -259,6 +260,45 @@ def test_a_server_is_ended_when_a_scenario_fails(where: load_process.Placement) 
     with pytest.raises(ZeroDivisionError), floor("echo", "jwt", where) as server:
         raise ZeroDivisionError
     assert not Path(f"/proc/{server.pid}").exists()
+
+
+def test_the_usage_of_a_process_has_that_of_its_children(where: load_process.Placement) -> None:
+    """While they run, and when they have ended."""
+    burn = "import sys, time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\n"
+    script = (
+        "import subprocess, sys\n"
+        f"with subprocess.Popen([sys.executable, '-c', {burn + 'sys.stdin.read()'!r}],\n"
+        "                      stdin=-1, stdout=-1) as child:\n"
+        "    child.stdout.readline()\n    print('runs', flush=True)\n    sys.stdin.readline()\n"
+        "    child.stdin.close()\n    child.wait()\n    print('ended', flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for said in ("runs", "ended"):
+            assert parent.stdout.readline().strip() == said
+            own = int(Path(f"/proc/{parent.pid}/schedstat").read_text().split()[0])
+            assert load_process.usage(parent.pid).cpu_ns - own > 180 * 10**6
+            parent.stdin.write("\n")
+            parent.stdin.flush()
+
+
+@pytest.mark.parametrize(
+    ("server", "generator", "seconds"), [(0, 1, 2.0), (0, 0, 1.0), (1, 1, 3.0), (1, 0, 2.0)]
+)
+def test_what_was_stolen_is_a_mean_of_the_cpus_in_use(
+    server: int, generator: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick = os.sysconf("SC_CLK_TCK")
+    rows = f"cpu  0 0 0 0 0 0 0 {9 * tick}\n" + "".join(
+        f"cpu{cpu} 0 0 0 0 0 0 0 {stolen * tick} 0 0\n" for cpu, stolen in ((0, 1), (1, 3), (2, 5))
+    )
+    monkeypatch.setattr(Path, "read_text", lambda self: rows)
+    where = load_process.Placement(server, generator, frozenset({0, 1, 2}))
+    assert process.stolen_s(where) == seconds
 
 
 # --- scripts, against a fake ---------------------------------------------------------------------
