@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define DUE_AT_ONCE 64 /* sent between two looks at what has arrived */
+
 /* Makes room for `count` frames in a row, the kinds in turn. */
 static bool grow_copies(struct conn *conn, uint32_t count)
 {
@@ -98,8 +100,6 @@ static void forget_dirty(struct load *load)
 
 /* The schedule of an open loop: group after group, and in each of them
  * publisher after publisher. */
-#define DUE_AT_ONCE 64 /* sent between two looks at what has arrived */
-
 struct schedule {
     uint64_t start_ns;
     double interval_ns;
