@@ -39,8 +39,9 @@ def cases(report: Report) -> Table:
         ["case", "unit", "imserver", "floor", "× floor", "best peer", "ahead", "target", "verdict"]
     ]
     for name, result in _with_view(report, "case").items():
-        # How a ratio compares with that of others tells nothing of who is ahead.
-        best = best_peer(result) if result["unit"] != "times" else ""
+        # How a ratio or a difference compares with that of others tells nothing of who is ahead.
+        is_cost = result["unit"] not in ("times", "ms")
+        best = best_peer(result) if is_cost else ""
         found = of_row(name, result)
         rows.append(
             [
@@ -48,7 +49,7 @@ def cases(report: Report) -> Table:
                 result["unit"],
                 spread(values(result, OURS)),
                 spread(values(result, FLOOR)),
-                spread(of_floor(result)),
+                spread(of_floor(result)) if is_cost else "",
                 f"{best} {spread(values(result, best))}" if best else "",
                 spread(ahead(result)) if best else "",
                 "; ".join(one.target for one in found),
@@ -125,12 +126,14 @@ def kept(report: Report) -> Table:
 
 
 def receipts(report: Report) -> Table:
-    """Of the open loop: medians of the percentiles of a receipt, beside the disk alone."""
-    samples = report["results"].get("durable-latency", {"samples": {}})["samples"].get(OURS, ())
+    """Of the open loop: medians of the percentiles of a receipt, and of the disk alone, asked
+    just before and after."""
+    by_peer = report["results"].get("durable-latency", {"samples": {}})["samples"]
     rows = [["", *(f"{name}, µs" for name in _PERCENTILES)]]
-    for title, kind in (("a receipt", ""), ("a flush of the disk alone", "flush_")):
-        if samples:
-            found = [[one["details"][kind + name] for one in samples] for name in _PERCENTILES]
+    for peer in _order(by_peer):
+        for title, kind in ((f"a receipt, {peer}", ""), (f"a flush beside {peer}", "flush_")):
+            details = [one["details"] for one in by_peer[peer]]
+            found = [[one[kind + name] for one in details] for name in _PERCENTILES]
             rows.append([title, *map(_median, found)])
     return rows
 

@@ -182,8 +182,8 @@ def test_what_is_kept_has_tables_of_its_own(saved: report.Report) -> None:
         ["nats", "2.00", "2,000", "100", "20.0"],
     ]
     assert [line[:3] for line in report_tables.receipts(saved)[1:]] == [
-        ["a receipt", "400", "400"],
-        ["a flush of the disk alone", "150", "150"],
+        ["a receipt, imserver", "400", "400"],
+        ["a flush beside imserver", "150", "150"],
     ]
     text = report_tables.markdown(saved)
     assert "### Durable publish" in text

@@ -103,8 +103,9 @@ def test_latency_is_taken_at_shares_of_the_capacity(peer: str, where: Placement)
     assert sample.value == sample.details["50_p99"]
 
 
-def test_a_receipt_is_compared_with_a_flush_of_the_disk(where: Placement) -> None:
-    sample = receipts_over_disk("imserver", TINY, where)
+@pytest.mark.parametrize("peer", BOTH)
+def test_a_receipt_is_compared_with_a_flush_of_the_disk(peer: str, where: Placement) -> None:
+    sample = receipts_over_disk(peer, TINY, where)
     assert sample.details["flush_p50"] > 0
     assert sample.value == (sample.details["p99"] - sample.details["flush_p99"]) / 1000
 
