@@ -40,7 +40,7 @@ fmt: setup  ## put everything into shape
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/clang-format -i _core/*.[ch] bench/*.[ch] tests/core/*.[ch]
 
-asan: setup  ## the tests of the core and of the protocol under ASan and UBSan
+asan: setup  ## the tests of core, protocol and load generator under ASan and UBSan
 	CFLAGS="$(SAN)" LDFLAGS="$(SAN)" $(BIN)/python setup.py -q \
 	    build_clib --build-clib build/asan/clib --build-temp build/asan/temp \
 	    build_ext --build-lib $(ASAN_LIB) --build-temp build/asan/temp

@@ -63,6 +63,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.into and not options.save:
         parser.error("--into FILE is where --save saves: give both")
+    if options.into and options.peer:
+        parser.error("--into FILE replaces rows with all of their peers: leave --peer out")
     return options
 
 
@@ -133,18 +135,28 @@ def run(options: argparse.Namespace) -> int:
     settings = chosen_settings(options)
     into = report.read(options.into) if options.into else None
     found = report.new_report(settings, placement())
+    if into:
+        report.check_alike(into, found)
+    planned = plan(options, settings)
     stopped_by = 0
     try:
-        measure(found, plan(options, settings), settings)
+        measure(found, planned, settings)
     except (KeyboardInterrupt, SystemExit) as stop:
         found["interrupted"] = True
         stopped_by = (
             stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
         )
     print(report_tables.markdown(found), end="")
+    if into:
+        samples: dict[str, set[tuple[str, int]]] = {}
+        for one in planned:
+            samples.setdefault(one.scenario.name, set()).add((one.peer, one.repeat))
+        partial = sorted(samples.keys() - report.whole(found, samples))
+        if partial:
+            print(f"\nnot saved, since samples are missing: {', '.join(partial)}")
+        report.save(report.merge(into, found, samples), options.into)
     if options.save:
-        whole = report.merge(into, found) if into else found
-        print(f"\nsaved as {report.save(whole, options.into)}")
+        print(f"\nsaved as {options.into or report.save(found)}")
     is_missed = options.check and not all(one.is_met for one in verdicts(found))
     return stopped_by or (1 if is_missed or found["failed"] else 0)
 
@@ -154,7 +166,7 @@ def render(options: argparse.Namespace) -> int:
     print(report_tables.markdown(saved), end="")
     if options.write:
         if why := report_plots.obstacle():
-            print(f"plots were skipped: {why}", file=sys.stderr)
+            print(f"the plots stay as they were: {why}", file=sys.stderr)
         report_tables.refresh(DOCUMENT, saved)
     return 0
 

@@ -82,7 +82,9 @@ struct load {
     uint32_t *dirty; /* groups whose deliveries have come in */
     uint32_t dirty_count;
     uint64_t owed;    /* by all groups */
-    uint64_t vain_ns; /* looked for events that were not there */
+    uint64_t vain_ns; /* CPU time, looked for events that were not there */
+    uint64_t vain_since_ns; /* the last look was in vain and ended then; or 0 */
+    uint64_t vain_sends;    /* sends until then */
     struct histogram *latency;
     struct load_result *result;
     uint8_t *inbox;

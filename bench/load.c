@@ -62,7 +62,7 @@ void load_free(struct load *load)
 
 int64_t load_group(struct load *load, uint32_t members)
 {
-    if (load->group_count == load->max)
+    if (load->group_count == load->max || members == 0)
         return -1;
     load->groups[load->group_count] =
         (struct group){.members = members, .sender = LOAD_NONE};

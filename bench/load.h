@@ -80,8 +80,8 @@ struct load;
 struct load *load_new(uint32_t max_connections, const struct load_wire *wire);
 void load_free(struct load *load);
 
-/* A group in which each message is delivered `members` times. Its number, or
- * -1 when there are already as many groups as connections. */
+/* A group in which each message is delivered `members` times, at least once.
+ * Its number, or -1 when there are already as many groups as connections. */
 int64_t load_group(struct load *load, uint32_t members);
 
 /* A connection of the group, to be opened. It publishes `kinds` frames of one

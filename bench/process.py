@@ -33,6 +33,19 @@ def _fields(text: str) -> Mapping[str, int]:
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 
 
+def flushes(directory: Path) -> int:
+    """How often, since boot, the disk under a directory was told by anybody to write what it
+    holds in its cache; 0 where there is no such directory, or no disk that counts."""
+    if not directory.exists():
+        return 0
+    device = os.stat(directory).st_dev
+    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    if (place / "partition").exists():  # the kernel counts them for the whole disk
+        place = place.parent
+    fields = (place / "stat").read_text().split() if (place / "stat").exists() else []
+    return int(fields[15]) if len(fields) > 15 else 0
+
+
 def busy_s(cpu: int) -> float:
     """Seconds since boot that a CPU worked for anybody, in steps of 10 ms or so."""
     rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
@@ -42,8 +55,9 @@ def busy_s(cpu: int) -> float:
 
 
 def stolen_s(where: Placement) -> float:
-    """Seconds since boot that the hypervisor gave these CPUs to others; always 0 on real ones."""
-    ours = {f"cpu{cpu}" for cpu in where}
+    """Seconds since boot that the hypervisor gave the CPUs of server and generator to others, the
+    mean of both, or of the one they share; always 0 on real ones."""
+    ours = {f"cpu{cpu}" for cpu in (where.server, where.generator)}
     rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
     ticks = sum(int(row[8]) for row in rows if row[0] in ours)
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return ticks / os.sysconf("SC_CLK_TCK") / len(ours)

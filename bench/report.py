@@ -14,7 +14,7 @@ What is made of it: report_verdicts, report_tables, report_plots.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,11 @@ from imserver.load_process import Placement
 
 RESULTS: Final = Path(__file__).parent / "results"
 FORMAT: Final = 2
+#: What of the machine has to be the same for rows to stand in one table.
+_MACHINE: Final = (
+    "cpu", "cpus", "memory_mb", "virtual", "file_system", "kernel", "compiler", "python",
+    "server_cpu", "generator_cpu",
+)  # fmt: skip
 
 Report = dict[str, Any]
 Result = Mapping[str, Any]  # one row of it
@@ -70,20 +75,42 @@ def fail(report: Report, scenario: Scenario, peer: str, text: str) -> None:
     report["failed"].append({"scenario": scenario.name, "peer": peer, "text": text})
 
 
-def merge(into: Report, newer: Report) -> Report:
-    """The older report with the rows of the newer one in place of its own. A row is replaced
-    with all of its peers, since ratios hold within a run only. Of the machine the older one tells,
-    unless it is of before something was told."""
-    retaken = newer["results"]
+def merge(into: Report, newer: Report, planned: Mapping[str, Set[tuple[str, int]]]) -> Report:
+    """The older report with whole rows of the newer one in place of its own: those of which all
+    that was planned, by peer and repeat, was measured. A row is replaced with all of its peers,
+    since ratios hold within a run only. Of the machine the older one tells, unless it is of
+    before something was told. ValueError when the two do not belong together."""
+    check_alike(into, newer)
+    retaken = {name: newer["results"][name] for name in whole(newer, planned)}
     failed = [one for one in into["failed"] if one["scenario"] not in retaken]
     return {
         **into,
         "machine": {**newer["machine"], **into["machine"]},
         "series": {**into["series"], **newer["series"]},
         "peers": {**into["peers"], **newer["peers"]},
-        "failed": [*failed, *newer["failed"]],
+        "failed": failed,
         "results": {**into["results"], **retaken},
     }
+
+
+def whole(report: Report, planned: Mapping[str, Set[tuple[str, int]]]) -> list[str]:
+    """The rows in which no sample is missing: none failed, no peer was skipped, and the run was
+    not interrupted in it."""
+    taken = {
+        name: {(peer, one["repeat"]) for peer, samples in row["samples"].items() for one in samples}
+        for name, row in report["results"].items()
+    }
+    return [name for name, samples in taken.items() if samples >= planned[name]]
+
+
+def check_alike(into: Report, newer: Report) -> None:
+    """ValueError when rows of the two reports may not stand in one table, which tells of one
+    machine and of one way to measure."""
+    for part, names in (("machine", _MACHINE), ("settings", tuple(newer["settings"]))):
+        for name in names:
+            was, now = (report[part].get(name) for report in (into, newer))
+            if was is not None and was != now:
+                raise ValueError(f"it is of another {part}: {name} was {was}, and is {now}")
 
 
 def save(report: Report, path: Path | None = None) -> Path:

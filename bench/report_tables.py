@@ -39,8 +39,9 @@ def cases(report: Report) -> Table:
         ["case", "unit", "imserver", "floor", "× floor", "best peer", "ahead", "target", "verdict"]
     ]
     for name, result in _with_view(report, "case").items():
-        # How a ratio compares with that of others tells nothing of who is ahead.
-        best = best_peer(result) if result["unit"] != "times" else ""
+        # How a ratio or a difference compares with that of others tells nothing of who is ahead.
+        is_cost = result["unit"] not in ("times", "ms")
+        best = best_peer(result) if is_cost else ""
         found = of_row(name, result)
         rows.append(
             [
@@ -48,7 +49,7 @@ def cases(report: Report) -> Table:
                 result["unit"],
                 spread(values(result, OURS)),
                 spread(values(result, FLOOR)),
-                spread(of_floor(result)),
+                spread(of_floor(result)) if is_cost else "",
                 f"{best} {spread(values(result, best))}" if best else "",
                 spread(ahead(result)) if best else "",
                 "; ".join(one.target for one in found),
@@ -101,6 +102,39 @@ def latency(report: Report) -> Table:
                 found = [median(one[f"{load}_{name}"] for one in details) for name in _PERCENTILES]
                 rate = median(one[f"{load}_rate"] for one in details)
                 rows.append([peer, f"{load} %", f"{rate:,.0f}", *map(number, found)])
+    return rows
+
+
+def kept(report: Report) -> Table:
+    """A line a server that keeps messages: what it does a second, and how many share a flush of
+    the disk, as far as that can be seen."""
+    rows = [["server", "µs", "messages/s", "flushes/s", "messages a flush"]]
+    for name in ("durable", "durable-unflushed"):
+        samples = report["results"].get(name, {"samples": {}})["samples"]
+        for peer in _order(samples):
+            if [peer] in [row[:1] for row in rows]:  # ours is in both
+                continue
+            details = [
+                one["details"] for one in samples[peer] if one["details"].get("flushes_per_s")
+            ]
+            per_s = [one["deliveries_per_s"] for one in details]
+            flushes = [one["flushes_per_s"] for one in details]
+            shared = [a / b for a, b in zip(per_s, flushes, strict=True)]
+            us = [one["value"] for one in samples[peer]]
+            rows.append([peer, *map(_median, (us, per_s, flushes, shared))])
+    return rows
+
+
+def receipts(report: Report) -> Table:
+    """Of the open loop: medians of the percentiles of a receipt, and of the disk alone, asked
+    just before and after."""
+    by_peer = report["results"].get("durable-latency", {"samples": {}})["samples"]
+    rows = [["", *(f"{name}, µs" for name in _PERCENTILES)]]
+    for peer in _order(by_peer):
+        for title, kind in ((f"a receipt, {peer}", ""), (f"a flush beside {peer}", "flush_")):
+            details = [one["details"] for one in by_peer[peer]]
+            found = [[one[kind + name] for one in details] for name in _PERCENTILES]
+            rows.append([title, *map(_median, found)])
     return rows
 
 
@@ -160,6 +194,8 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> str:
     for name, one in report["series"].items():
         if rows_of(report, name):
             show(_title(one["title"]), series(report, name), links.get(name, ""))
+    show("Durable publish, 50 connections, 64 messages of each under way", kept(report))
+    show("A receipt at 1,000 messages a second, from when a message was due", receipts(report))
     show("Latency, counted from when a message was due", latency(report), links.get("latency", ""))
     notes = "".join(f"- {line}\n" for line in remarks(report))
     if notes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from bench import process
-from bench.peers import Auth, Server
+from bench.peers import DATA, Auth, Server
 from imserver.load import Generator
 from imserver.load_process import Placement, usage
 
@@ -94,6 +94,7 @@ class Watch:
     def __init__(self, server: Server, where: Placement) -> None:
         self._pid, self._where = server.pid, where
         self._stolen_s, self._busy_s = process.stolen_s(where), process.busy_s(where.server)
+        self._flushes = process.flushes(DATA)
         self._usage = usage(server.pid)
 
     def stop(self, wall_s: float) -> None:
@@ -104,10 +105,16 @@ class Watch:
         self.waited = (now.wait_ns - self._usage.wait_ns) / 1e9 / wall_s
         # Threads of one server wait for each other, too: that alone is no disturbance.
         self.foreign = (process.busy_s(self._where.server) - self._busy_s) / wall_s - self.busy
-        self.stolen = (process.stolen_s(self._where) - self._stolen_s) / 2 / wall_s
+        self.flushes = (process.flushes(DATA) - self._flushes) / wall_s
+        self.stolen = (process.stolen_s(self._where) - self._stolen_s) / wall_s
 
     def details(self) -> dict[str, float]:
-        return {"server_busy": self.busy, "server_waited": self.waited, "stolen": self.stolen}
+        return {
+            "server_busy": self.busy,
+            "server_waited": self.waited,
+            "stolen": self.stolen,
+            "flushes_per_s": self.flushes,
+        }
 
     def remarks(self, is_generator_busy: bool = False) -> tuple[str, ...]:
         """`is_generator_busy`: it used up its CPU, which matters while the server did not."""

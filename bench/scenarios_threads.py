@@ -1,6 +1,5 @@
 """Two I/O threads against one: throughput, since the work of each message stays what it is."""
 
-import os
 import time
 from contextlib import ExitStack
 from statistics import mean
@@ -31,14 +30,13 @@ def two_threads(shape: Closed, peer: str, settings: Settings, where: Placement) 
     are only two, the generator takes its share of the second.
     """
     seen: dict[int, list[Window]] = {1: [], 2: []}
-    cpus = set(range(os.cpu_count() or 1))
-    free = cpus - {where.generator} if len(cpus) > 2 else cpus
+    cpus = where.cpus
     with ExitStack() as stack:
         loads: dict[int, tuple[Server, Generator]] = {}
         for threads in seen:
             with ours_set_to({"IMSERVER_THREADS": str(threads)}):
                 server = stack.enter_context(PEERS[peer].start(shape.task, settings.auth, where))
-            allow(server.pid, free)
+            allow(server.pid, where.of_threads)
             load = stack.enter_context(Generator(server.adapter.wire, shape.connections + 1))
             shape.layout(load, server.adapter, shape.connections)
             load.open(server.address)

@@ -22,10 +22,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Final, Literal, NamedTuple
 
 import click
 
+from imserver import __version__
 from imserver.bodies import Hello, Subscribe
 from imserver.cli_chat import claims_of
 from imserver.cli_serve import raise_file_limit
@@ -81,6 +83,7 @@ class Subject:
     address: tuple[str, int]
     login: Mapping[str, str]
     pid: int | None = None
+    cpus: frozenset[int] = frozenset()  # of ours
 
     def sender(self, number: int) -> str:
         if "user" in self.login:
@@ -114,14 +117,13 @@ def bench(
     raise_file_limit()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     where = placement()
-    if server is None:
-        with own_server(where, threads) as subject:
-            outcomes = measure(subject, where, seconds)
-    else:
-        outcomes = measure(remote(server, login), where, seconds)
+    with remote(server, login) if server else own_server(where, threads) as subject:
+        outcomes = measure(subject, where, seconds)
     about = {
+        "version": __version__,
+        "cpu": cpu_model(),
         "server": server or f"own, --threads {threads}",
-        "server_cpu": None if server else where.server,
+        "server_cpus": None if server else sorted(subject.cpus),
         "generator_cpu": where.generator,
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -130,7 +132,18 @@ def bench(
     if as_json:
         click.echo(json.dumps({**about, "cases": [vars(one) for one in outcomes]}))
     else:
-        show(outcomes, where.is_shared, is_own=server is None)
+        show(outcomes, is_shared(subject, where), is_own=server is None)
+
+
+def is_shared(subject: Subject, where: Placement) -> bool:
+    """Whether server and generator take a CPU from each other, as far as we know."""
+    return where.is_shared or where.generator in subject.cpus
+
+
+def cpu_model() -> str:
+    """Of the first CPU, as the kernel names it; "" where it does not."""
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else ""
 
 
 # --- whom to measure -----------------------------------------------------------------------------
@@ -139,15 +152,16 @@ def bench(
 @contextmanager
 def own_server(where: Placement, threads: str) -> Iterator[Subject]:
     """`imserver serve --dev` on a free port of loopback, without settings from around, on its
-    CPU. It ends with this block, and with this process however that ends."""
+    CPUs. It ends with this block, and with this process however that ends."""
     environment = {key: at for key, at in os.environ.items() if not key.startswith("IMSERVER_")}
     command = [sys.executable, "-m", "imserver", "serve", "--dev", "--threads", threads]
     command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]
     libc = ctypes.CDLL(None)  # loaded here: between fork and exec there must be no import
+    cpus = frozenset({where.server}) if threads == "1" else where.of_threads
 
     def prepare() -> None:
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        pin(where.server)
+        os.sched_setaffinity(0, cpus)
 
     with (
         tempfile.TemporaryFile("w+") as log,
@@ -162,7 +176,7 @@ def own_server(where: Placement, threads: str) -> Iterator[Subject]:
         ) as child,
     ):
         try:
-            yield Subject(_greeted_address(child, log), {"user": "bench"}, child.pid)
+            yield Subject(_greeted_address(child, log), {"user": "bench"}, child.pid, cpus)
         finally:
             child.terminate()
             try:
@@ -186,7 +200,8 @@ def _greeted_address(child: subprocess.Popen[str], log: IO[str]) -> tuple[str, i
     return found[1], int(found[2])
 
 
-def remote(server: str, login: Mapping[str, str]) -> Subject:
+@contextmanager
+def remote(server: str, login: Mapping[str, str]) -> Iterator[Subject]:
     """A server that runs."""
     if token := login.get("token"):
         claims = claims_of(token)
@@ -204,7 +219,7 @@ def remote(server: str, login: Mapping[str, str]) -> Subject:
     except OSError as error:
         text = f"no server at {server}: {error.strerror or error}; bench knows IPv4 only"
         raise CannotBench(text) from None
-    return Subject(address, login)
+    yield Subject(address, login)
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -221,6 +236,8 @@ def measure(subject: Subject, where: Placement, seconds: float) -> list[Outcome]
             outcomes += _measure(subject, case, seconds, where)
     except LoadError as error:
         raise CannotBench(f"{case.name}: {error}") from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise CannotBench(f"{case.name}: the server has ended") from None
     finally:
         os.sched_setaffinity(0, before)
     return outcomes
@@ -228,7 +245,7 @@ def measure(subject: Subject, where: Placement, seconds: float) -> list[Outcome]
 
 def _measure(subject: Subject, case: Case, seconds: float, where: Placement) -> Iterator[Outcome]:
     # Somebody else's server may need our CPU, too.
-    spins = subject.pid is not None and not where.is_shared
+    spins = subject.pid is not None and not is_shared(subject, where)
     with Generator(WIRE, case.connections, spins=spins) as load:
         _lay_out(load, subject, case)
         load.open(subject.address)
@@ -281,7 +298,7 @@ def _lay_out(load: Generator, subject: Subject, case: Case) -> None:
 # --- printing ------------------------------------------------------------------------------------
 
 
-def show(outcomes: list[Outcome], is_shared: bool, is_own: bool) -> None:
+def show(outcomes: list[Outcome], is_one_cpu: bool, is_own: bool) -> None:
     """The table and what must be known to believe it."""
     head = ["case", "deliveries/s", *(["server CPU, µs each"] if is_own else []), ""]
     rows = [head]
@@ -303,5 +320,5 @@ def show(outcomes: list[Outcome], is_shared: bool, is_own: bool) -> None:
     bound = [one.case for one in outcomes if one.is_generator_bound]
     if bound:
         click.echo(f"note: the generator was at its limit in {', '.join(bound)}")
-    if is_shared:
-        click.echo("note: server and generator share one CPU, so both look slow")
+    if is_one_cpu:
+        click.echo("note: server and generator share a CPU, so both look slow")

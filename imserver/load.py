@@ -173,8 +173,9 @@ class Generator:
         self._load = _c.ffi.NULL
 
     def group(self, members: int) -> int:
-        """A group in which every message leads to `members` deliveries."""
-        return self._number(_c.lib.load_group(self._load, members), "too many groups")
+        """A group in which every message leads to `members` deliveries, at least one."""
+        trouble = "too many groups, or one that nobody hears"
+        return self._number(_c.lib.load_group(self._load, members), trouble)
 
     def add(
         self,

@@ -3,7 +3,8 @@ and what one accepts says the same to both. The tokens are right, but for one th
 
 import json
 import time
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jwt
 import pytest
@@ -13,35 +14,69 @@ from jwt.algorithms import Algorithm, get_default_algorithms
 
 from imserver.auth import _CLAIM_ERRORS
 from imserver.auth_token import check_claims, read_claims, read_header
-from tests.test_auth import SECRET, forge
+from tests.test_auth import (
+    ED_PRIVATE,
+    ED_PUBLIC,
+    P256_PRIVATE,
+    P256_PUBLIC,
+    RSA_PRIVATE,
+    RSA_PUBLIC,
+    SECRET,
+    forge,
+    part,
+)
 
 LEEWAY_S = 10
 NOW_S = int(time.time())
 LATER_S = NOW_S + 3_600  # the whole suite takes minutes
-HS256 = get_default_algorithms()["HS256"]
-KEY = SECRET.encode()
+
+
+class Scheme(NamedTuple):
+    """An algorithm of ours, with its keys as it wants them."""
+
+    name: str
+    algorithm: Algorithm
+    private: Any
+    public: Any
+
+    def sign(self, header: bytes, payload: bytes) -> str:
+        signature = self.algorithm.sign(header + b"." + payload, self.private)
+        return b".".join((header, payload, part(signature))).decode()
+
+    def key_for(self, header: bytes) -> tuple[Algorithm, Any]:
+        if read_header(header).get("alg") != self.name:
+            raise jwt.InvalidAlgorithmError("not ours")
+        return self.algorithm, self.public
+
+
+def scheme(name: str, private: str | bytes, public: str | bytes) -> Scheme:
+    algorithm = get_default_algorithms()[name]
+    return Scheme(name, algorithm, algorithm.prepare_key(private), algorithm.prepare_key(public))
+
+
+HS256 = scheme("HS256", SECRET, SECRET)
+SCHEMES = (
+    HS256,
+    scheme("RS256", RSA_PRIVATE, RSA_PUBLIC),
+    scheme("ES256", P256_PRIVATE, P256_PUBLIC),
+    scheme("EdDSA", ED_PRIVATE, ED_PUBLIC),
+)
 
 #: What PyJWT, json and we ourselves raise for a bad token; anything else is a fault.
 REFUSALS = (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError)
 
 
-def key_for(header: bytes) -> tuple[Algorithm, bytes]:
-    if read_header(header).get("alg") != "HS256":
-        raise jwt.InvalidAlgorithmError("not ours")
-    return HS256, KEY
-
-
-def ours(token: str, issuer: str = "", audience: str = "") -> dict[str, Any]:
-    claims = read_claims(token, key_for)
+def ours(by: Scheme, token: str, issuer: str = "", audience: str = "") -> dict[str, Any]:
+    claims = read_claims(token, by.key_for)
     check_claims(claims, issuer, audience, LEEWAY_S)
     return claims
 
 
-def theirs(token: str, issuer: str = "", audience: str = "") -> dict[str, Any]:
+def theirs(by: Scheme, token: str, issuer: str = "", audience: str = "") -> dict[str, Any]:
     claims: dict[str, Any] = jwt.PyJWT().decode(
         token,
-        KEY,
-        algorithms=["HS256"],
+        by.public,
+        algorithms=[by.name],
         audience=audience or None,
         issuer=issuer or None,
         leeway=LEEWAY_S,
@@ -63,9 +98,9 @@ def outcome(read: Any, token: str, *about: str) -> str:
         return "not valid"
 
 
-def compare(token: str, *about: str) -> str:
-    expected = outcome(theirs, token, *about)
-    assert outcome(ours, token, *about) == expected
+def compare(token: str, *about: str, by: Scheme = HS256) -> str:
+    expected = outcome(partial(theirs, by), token, *about)
+    assert outcome(partial(ours, by), token, *about) == expected
     return expected
 
 
@@ -96,7 +131,7 @@ REMOVED = st.lists(st.sampled_from(["sub", "exp"]), max_size=1)
 
 @given(CLAIMS, REMOVED, st.sampled_from(["", "us"]), st.sampled_from(["", "im"]))
 @settings(max_examples=1_500, deadline=None)
-@example({"sub": "ann", "exp": NOW_S + 60, "aud": ["im"], "iss": "us"}, [], "us", "im")
+@example({"sub": "ann", "exp": LATER_S, "aud": ["im"], "iss": "us"}, [], "us", "im")
 def test_claims_are_judged_as_pyjwt_does(
     claims: dict[str, Any], removed: list[str], issuer: str, audience: str
 ) -> None:
@@ -105,14 +140,34 @@ def test_claims_are_judged_as_pyjwt_does(
     compare(forge({"alg": "HS256"}, claims), issuer, audience)
 
 
-GOOD = forge({"alg": "HS256", "typ": "JWT"}, {"sub": "ann", "exp": LATER_S})
 CHARACTERS = st.sampled_from("ABCDwxyz0189-_+/=.~ \n\r\x00é")
 
 
+def padded(name: bytes) -> bytes:
+    """With the "=" that some issuers write."""
+    return name + b"=" * (-len(name) % 4)
+
+
+def forms(by: Scheme) -> list[str]:
+    """Good tokens, of parts whose length leaves any rest by four, without padding and with it;
+    what is signed is the parts as they stand."""
+    found = []
+    for extra in ("", "x", "xy", "xyz"):
+        header = part({"alg": by.name, "x": extra})
+        payload = part({"sub": "ann" + extra, "exp": LATER_S})
+        found.append(by.sign(header, payload))
+        signature = by.sign(padded(header), padded(payload)).rpartition(".")[2].encode()
+        found.append(b".".join(map(padded, (header, payload, signature))).decode())
+    return found
+
+
+FORMS = {by.name: forms(by) for by in SCHEMES}
+
+
 @st.composite
-def damaged(draw: st.DrawFn) -> str:
+def damaged(draw: st.DrawFn, by: Scheme) -> str:
     """A good token after a few changes: characters put in, taken out, put in place of others."""
-    token = draw(st.sampled_from(PADDED))
+    token = draw(st.sampled_from(FORMS[by.name]))
     for _ in range(draw(st.integers(0, 2))):
         # Near the dots and the ends is where padding and unused bits are.
         ends = [at for at, one in enumerate(token) if one == "."] + [0, len(token)]
@@ -124,30 +179,47 @@ def damaged(draw: st.DrawFn) -> str:
     return token
 
 
-def padded(token: str) -> str:
-    """Each part with the "=" that some issuers write, signed as it stands."""
-    head, payload, _ = (part + "=" * (-len(part) % 4) for part in token.split("."))
-    signature = jwt.utils.base64url_encode(HS256.sign(f"{head}.{payload}".encode(), KEY)).decode()
-    return f"{head}.{payload}.{signature}" + "=" * (-len(signature) % 4)
+@pytest.mark.parametrize("by", SCHEMES, ids=lambda by: by.name)
+def test_bytes_are_judged_as_pyjwt_does(by: Scheme) -> None:
+    @given(damaged(by))
+    @settings(max_examples=3_000 if by is HS256 else 500, deadline=None)
+    def judged(token: str) -> None:
+        compare(token, by=by)
+
+    judged()
 
 
-PADDED = [
-    form
-    for extra in ("", "x", "xy", "xyz")
-    for token in [forge({"alg": "HS256", "x": extra}, {"sub": "ann" + extra, "exp": LATER_S})]
-    for form in (token, padded(token))
-]
+@pytest.mark.parametrize("by", SCHEMES, ids=lambda by: by.name)
+def test_padding_is_allowed_where_it_is_right(by: Scheme) -> None:
+    for token in FORMS[by.name]:
+        assert compare(token, by=by).startswith("accepted")
 
 
-@given(damaged())
-@settings(max_examples=3_000, deadline=None)
-def test_bytes_are_judged_as_pyjwt_does(token: str) -> None:
-    compare(token)
+@pytest.mark.parametrize("by", SCHEMES, ids=lambda by: by.name)
+def test_signatures_are_judged_as_pyjwt_does(by: Scheme) -> None:
+    """Of any length, of zeros, those of the other algorithms, and our own cut, doubled and in
+    halves that changed places: that of ES256 is two numbers."""
+    signed, _, signature = FORMS[by.name][0].rpartition(".")
+    own = jwt.utils.base64url_decode(signature)
+    half = len(own) // 2
+    others = [other.algorithm.sign(signed.encode(), other.private) for other in SCHEMES]
+    zeros = [bytes(length) for length in range(80)]
+    odd = [own[:-1], own + own, own + b"\0", b"\0" + own, own[half:] + own[:half], own[:half]]
+    judged = {
+        bytes(one): compare(f"{signed}.{part(one).decode()}", by=by)
+        for one in (own, *others, *zeros, *odd)
+    }
+    # Those of HS256, RS256 and EdDSA are always the same; ES256 signs anew, and as well.
+    right = {own, others[SCHEMES.index(by)]}
+    assert {one for one, said in judged.items() if said.startswith("accepted")} == right
 
 
-@pytest.mark.parametrize("token", PADDED)
-def test_padding_is_allowed_where_it_is_right(token: str) -> None:
-    assert compare(token).startswith("accepted")
+@pytest.mark.parametrize("by", SCHEMES, ids=lambda by: by.name)
+def test_a_header_that_names_another_algorithm_is_judged_as_pyjwt_does(by: Scheme) -> None:
+    payload = part({"sub": "ann", "exp": LATER_S})
+    for other in SCHEMES:
+        token = by.sign(part({"alg": other.name}), payload)
+        assert compare(token, by=by).startswith("accepted") is (other is by)
 
 
 @given(

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import process
 from bench.layouts import one_to_all, rooms, to_oneself
 from bench.peers import ROOT, adapter
 from bench.peers.floor import floor
@@ -71,6 +72,47 @@ def test_an_open_loop_sends_what_was_asked_for_and_keeps_the_time(
         traffic = load.check(load.run(0.25, rate=2_000))
     assert traffic.sent == traffic.lateness.count == 500
     assert traffic.wall_s >= 0.249
+
+
+def test_what_is_overdue_is_sent_in_parts_between_which_replies_are_read() -> None:
+    """To a fake server whose PING is there before the first message: the PONG does not wait for
+    all that are due."""
+    ping, pong = control(11, b""), adapter.FRAMES.pong
+    frame = pack(">IBBH", 20, 7, 0, 0) + bytes(16)
+    listener = socket.create_server((LOOPBACK, 0))
+    with Generator(adapter.FRAMES, 1) as load:
+        load.add(load.group(1), frames=[frame])
+        load.open(listener.getsockname())
+        link, _ = listener.accept()
+        link.sendall(ping)
+        traffic = load.run(10, rate=10**9, messages=500, drain_s=0)
+    with link, link.makefile("rb") as stream:
+        heard = stream.read()
+    listener.close()
+    assert traffic.sent == 500
+    assert len(heard) == 500 * len(frame) + len(pong)
+    assert 0 <= heard.find(pong) <= 64 * len(frame)
+
+
+def test_a_generator_that_others_keep_from_its_cpu_has_still_worked(
+    where: load_process.Placement,
+) -> None:
+    """Time that another process had while it looked in vain is not taken off its own."""
+    before = os.sched_getaffinity(0)
+    load_process.pin(where.generator)
+    with (
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other,
+        floor("echo", "jwt", where) as server,
+        Generator(server.adapter.wire, 1, spins=True) as load,
+    ):
+        try:
+            to_oneself(load, server.adapter, 1)
+            load.open(server.address)
+            traffic = load.check(load.run(0.3, rate=2_000))
+        finally:
+            other.kill()
+            os.sched_setaffinity(0, before)
+    assert 0 < traffic.busy < 1
 
 
 def test_large_bursts_wait_for_the_kernel_and_lose_nothing(where: load_process.Placement) -> None:
@@ -220,6 +262,45 @@ def test_a_server_is_ended_when_a_scenario_fails(where: load_process.Placement) 
     assert not Path(f"/proc/{server.pid}").exists()
 
 
+def test_the_usage_of_a_process_has_that_of_its_children(where: load_process.Placement) -> None:
+    """While they run, and when they have ended."""
+    burn = "import sys, time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\n"
+    script = (
+        "import subprocess, sys\n"
+        f"with subprocess.Popen([sys.executable, '-c', {burn + 'sys.stdin.read()'!r}],\n"
+        "                      stdin=-1, stdout=-1) as child:\n"
+        "    child.stdout.readline()\n    print('runs', flush=True)\n    sys.stdin.readline()\n"
+        "    child.stdin.close()\n    child.wait()\n    print('ended', flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for said in ("runs", "ended"):
+            assert parent.stdout.readline().strip() == said
+            own = int(Path(f"/proc/{parent.pid}/schedstat").read_text().split()[0])
+            assert load_process.usage(parent.pid).cpu_ns - own > 180 * 10**6
+            parent.stdin.write("\n")
+            parent.stdin.flush()
+
+
+@pytest.mark.parametrize(
+    ("server", "generator", "seconds"), [(0, 1, 2.0), (0, 0, 1.0), (1, 1, 3.0), (1, 0, 2.0)]
+)
+def test_what_was_stolen_is_a_mean_of_the_cpus_in_use(
+    server: int, generator: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick = os.sysconf("SC_CLK_TCK")
+    rows = f"cpu  0 0 0 0 0 0 0 {9 * tick}\n" + "".join(
+        f"cpu{cpu} 0 0 0 0 0 0 0 {stolen * tick} 0 0\n" for cpu, stolen in ((0, 1), (1, 3), (2, 5))
+    )
+    monkeypatch.setattr(Path, "read_text", lambda self: rows)
+    where = load_process.Placement(server, generator, frozenset({0, 1, 2}))
+    assert process.stolen_s(where) == seconds
+
+
 # --- scripts, against a fake ---------------------------------------------------------------------
 
 
@@ -313,6 +394,8 @@ def test_what_the_generator_cannot_hold_is_refused() -> None:
     with Generator(Wire(kinds={0: FAILURE}), 1) as load:
         with pytest.raises(LoadError):
             load.add(0)  # no such group
+        with pytest.raises(LoadError, match="nobody hears"):
+            load.group(0)
         group = load.group(1)
         with pytest.raises(LoadError):
             load.add(group, frames=[b"1234567"])  # no room for the stamp

@@ -32,7 +32,7 @@ def test_a_tenth_more_is_a_regression(now: float, before: float, fails: bool) ->
     assert ("REGRESSION" in str(row)) is fails
 
 
-def test_paths_that_came_or_went_are_told_and_do_not_decide() -> None:
+def test_paths_that_came_or_went_are_no_regressions() -> None:
     rows = compare({"new path": 1.0}, {"old path": 2.0})
     assert rows == [Row("old path", None, 2.0), Row("new path", 1.0, None)]
     assert ["gone" in str(rows[0]), "new" in str(rows[1])] == [True, True]
@@ -50,24 +50,36 @@ def test_without_a_compiler_or_valgrind_the_gate_says_so(
 
 
 @pytest.mark.parametrize(
-    ("compiler", "count", "exit_code"),
-    [("gcc 1", 120.0, 1), ("gcc 1", 100.0, 0), ("gcc 2", 120.0, 0)],
+    ("compiler", "counts", "told", "here", "in_ci"),
+    [
+        ("gcc 1", {"path": 120.0}, "", 1, 1),
+        ("gcc 1", {"path": 100.0}, "", 0, 0),
+        ("gcc 1", {"path": 100.0, "new": 1.0}, "", 0, 0),
+        ("gcc 2", {"path": 120.0}, "the baseline is of gcc 1, and this is gcc 2", 0, 1),
+        ("gcc 1", {"other": 100.0}, "'path' is gone", 0, 1),
+    ],
 )
-def test_the_gate_decides_under_the_compiler_of_the_baseline(
+def test_the_gate_compares_what_it_can_and_in_ci_it_has_to(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     compiler: str,
-    count: float,
-    exit_code: int,
+    counts: dict[str, float],
+    told: str,
+    here: int,
+    in_ci: int,
 ) -> None:
     baseline = tmp_path / "instructions.json"
     baseline.write_text('{"compiler": "gcc 1", "instructions": {"path": 100.0}}')
     monkeypatch.setattr(instructions, "BASELINE", baseline)
     monkeypatch.setattr(instructions, "compiler", lambda: compiler)
-    monkeypatch.setattr(instructions, "measure", lambda: {"path": count})
-    assert instructions.main([]) == exit_code
-    assert ("does not decide" in capsys.readouterr().out) is (compiler == "gcc 2")
+    monkeypatch.setattr(instructions, "measure", lambda: counts)
+    for ci, exit_code in (("", here), ("true", in_ci)):
+        monkeypatch.setenv("CI", ci)
+        assert instructions.main([]) == exit_code
+        out = capsys.readouterr().out
+        assert told in out
+        assert ("Not compared" in out) is bool(told)
 
 
 def test_a_path_in_which_nothing_was_counted_is_no_pass(

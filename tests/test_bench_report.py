@@ -6,18 +6,20 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import report, report_plots, report_tables
+from bench import progress, report, report_plots, report_tables
 from bench.__main__ import chosen_settings, main, parse, plan
 from bench.peers import ROOT
 from bench.progress import Clock
 from bench.report_verdicts import ahead, best_peer, of_floor, own_growth, rows_of, verdicts
 from bench.scenarios import SCENARIOS
+from imserver.load_process import placement
 
 TINY = ["--quick", "--seconds", "0.05", "--only", "pipelined", "--peer", "floor"]
 
@@ -161,6 +163,47 @@ def test_the_tables_are_made_from_the_saved_samples(saved: report.Report) -> Non
         assert len({len(line) for line in table.splitlines()}) == 1
 
 
+def test_what_is_kept_has_tables_of_its_own(saved: report.Report) -> None:
+    def durable(*per_s: float) -> list[dict[str, Any]]:
+        rates = [{"deliveries_per_s": rate, "flushes_per_s": 100.0} for rate in per_s]
+        return [{**samples(2.0)[0], "repeat": at, "details": one} for at, one in enumerate(rates)]
+
+    unseen = [{**samples(1.0)[0], "details": {"deliveries_per_s": 9.0, "flushes_per_s": 0.0}}]
+    names = ("p50", "p90", "p99", "p99.9", "max")
+    found = dict.fromkeys(names, 400.0) | {f"flush_{name}": 150.0 for name in names}
+    saved["results"] = {
+        "durable": row("durable", {}, imserver=durable(30_000, 50_000, 40_000), redis=unseen),
+        "durable-unflushed": row("same", {}, imserver=durable(1), nats=durable(2_000)),
+        "durable-latency": row("latency", {}, imserver=[{**samples(1)[0], "details": found}]),
+    }
+    assert report_tables.kept(saved)[1:] == [
+        ["imserver", "2.00", "40,000", "100", "400"],
+        ["redis", "1.00", "", "", ""],  # nobody knows how often its disk flushed
+        ["nats", "2.00", "2,000", "100", "20.0"],
+    ]
+    assert [line[:3] for line in report_tables.receipts(saved)[1:]] == [
+        ["a receipt, imserver", "400", "400"],
+        ["a flush beside imserver", "150", "150"],
+    ]
+    text = report_tables.markdown(saved)
+    assert "### Durable publish" in text
+    assert "### A receipt" in text
+    saved["results"] = {}
+    assert "### Durable publish" not in report_tables.markdown(saved)
+    assert "### A receipt" not in report_tables.markdown(saved)
+
+
+def test_a_named_peer_is_the_one_to_be_ahead_of(saved: report.Report) -> None:
+    ping_pong = saved["results"]["ping-pong"]
+    ping_pong["targets"] = [
+        {"of": "ahead", "limit": 2.2, "peer": peer} for peer in ("nats", "redis")
+    ]
+    found = {one.peer: one for one in verdicts(saved) if one.subject == "ping-pong"}
+    assert ahead(ping_pong, "nats") == pytest.approx([10 / 6, 30 / 11, 20 / 9])
+    assert (found["nats"].is_met, found["redis"].is_met) == (True, False)
+    assert found["nats"].target == "≥ 2.2 × ahead of nats"
+
+
 def test_a_report_survives_the_file(
     saved: report.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +225,7 @@ def test_a_report_survives_the_file(
 def test_a_row_that_is_taken_again_replaces_the_old_one(saved: report.Report) -> None:
     newer = {**saved, "failed": [], "results": {"idle": row("idle", {}, imserver=samples(300))}}
     newer["results"]["idle"]["commit"] = "ba9876543210"
-    merged = report.merge(saved, newer)
+    merged = report.merge(saved, newer, {"idle": {("imserver", 0)}})
     assert list(merged["results"]) == list(saved["results"])
     assert merged["failed"] == []  # that one was of the old row
     assert report_tables.cases(merged)[2][2] == "300"
@@ -191,10 +234,33 @@ def test_a_row_that_is_taken_again_replaces_the_old_one(saved: report.Report) ->
     )
 
 
+@pytest.mark.parametrize(
+    "planned",
+    [{("imserver", 0), ("redis", 0)}, {("imserver", 0), ("imserver", 1)}],
+    ids=["a peer is missing", "a repeat is missing"],
+)
+def test_a_row_that_is_not_whole_replaces_none(
+    saved: report.Report, planned: set[tuple[str, int]]
+) -> None:
+    newer = {**saved, "results": {"idle": row("idle", {}, imserver=samples(300))}}
+    assert report.merge(saved, newer, {"idle": planned}) == saved
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("machine", "cpu"), ("machine", "kernel"), ("settings", "seconds")]
+)
+def test_rows_of_another_machine_or_of_other_settings_are_refused(
+    saved: report.Report, part: str, name: str
+) -> None:
+    newer = {**saved, part: {**saved[part], name: "another"}}
+    with pytest.raises(ValueError, match=f"another {part}: {name} was .*, and is another"):
+        report.merge(saved, newer, {})
+
+
 def test_rows_that_are_added_tell_of_the_machine_what_was_not_told(saved: report.Report) -> None:
-    newer = {**saved, "machine": {**saved["machine"], "cpu": "another", "file_system": "ext4"}}
-    merged = report.merge(saved, newer)
-    assert (merged["machine"]["cpu"], merged["machine"]["file_system"]) == ("A CPU", "ext4")
+    newer = {**saved, "machine": {**saved["machine"], "load_average": 9, "file_system": "ext4"}}
+    merged = report.merge(saved, {**newer, "results": {}}, {})
+    assert merged["machine"]["file_system"] == "ext4"
     assert "files on ext4" in report_tables.markdown(merged)
     assert "files on" not in report_tables.markdown(saved)
 
@@ -227,6 +293,18 @@ def test_plots_are_the_same_bytes_from_the_same_numbers(
         assert f"{name}.svg)" in report_tables.markdown(saved, drawn[0])
 
 
+def test_without_matplotlib_the_pictures_that_are_there_stay(
+    saved: report.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_plots, "obstacle", lambda: "no matplotlib")
+    monkeypatch.setattr(report_tables, "RESULTS", tmp_path)
+    (tmp_path / "peers.svg").write_text("a picture")
+    report_tables.refresh(tmp_path / "benchmarks.md", saved)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert re.findall(r"!\[.*\]\((.*)\)", text) == [f"../bench/{tmp_path.name}/peers.svg"]
+    assert (tmp_path / "peers.svg").read_text() == "a picture"
+
+
 def test_render_prints_a_saved_report(
     saved: report.Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,37 +335,94 @@ def test_a_run_prints_the_tables_and_checks_them(
     assert main([*TINY, "--check"]) == 1  # there is no verdict without imserver
 
 
+#: Of ours alone, so that it is whole on any machine.
+OURS_ALONE = ["--seconds", "0.1", "--repeats", "1", "--only", "threads"]
+
+
+@pytest.fixture
+def older(saved: report.Report, tmp_path: Path) -> Path:
+    """A report of this machine, into which OURS_ALONE may go."""
+    settings = chosen_settings(parse(OURS_ALONE))
+    here = report.new_report(settings, placement())
+    alike = {**saved, "machine": here["machine"], "settings": here["settings"]}
+    return report.save(alike, tmp_path / "saved.json")
+
+
 def test_a_run_goes_into_an_older_one(
-    saved: report.Report, tmp_path: Path, own_cpus: None, capsys: pytest.CaptureFixture[str]
+    older: Path, own_cpus: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = report.save(saved, tmp_path / "saved.json")
-    assert main([*TINY, "--save", "--into", str(path)]) == 0
-    merged = report.read(path)
-    assert list(merged["results"]) == [*saved["results"], "pipelined"]
-    assert merged["results"]["pipelined"]["samples"]["floor"][0]["value"] > 0
-    assert merged["taken"] == saved["taken"]
-    assert main([*TINY, "--save", "--into", str(tmp_path / "none.json")]) == 2
+    before = report.read(older)
+    assert main([*OURS_ALONE, "--save", "--into", str(older)]) == 0
+    assert f"saved as {older}" in capsys.readouterr().out
+    merged = report.read(older)
+    assert list(merged["results"]) == list(before["results"])
+    assert merged["results"]["threads"]["samples"]["imserver"][0]["details"]["cpus"] > 0
+    assert merged["taken"] == before["taken"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [(["--seconds", "0.2"], "of another settings: seconds"), (["--into", "none.json"], "none")],
+)
+def test_a_run_that_does_not_belong_into_an_older_one_does_not_begin(
+    older: Path, changed: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*OURS_ALONE, "--save", "--into", str(older), *changed]) == 2
+    shown = capsys.readouterr()
+    assert text in shown.err
+    assert "left]" not in shown.err
+
+
+@pytest.mark.parametrize("options", [[], ["--save", "--peer", "floor"]])
+def test_a_run_with_some_peers_or_unsaved_goes_into_nothing(options: list[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(["--into", str(path)])
+        parse(["--into", "saved.json", *options])
 
 
-def test_an_interrupted_run_keeps_what_it_has(saved: report.Report, tmp_path: Path) -> None:
-    path = report.save({**saved, "results": {}}, tmp_path / "saved.json")
-    command = [sys.executable, "-m", "bench", "--only", "pipelined", "--peer", "floor"]
-    command += ["--seconds", "0.3", "--repeats", "5", "--save", "--into", str(path)]
+def test_an_interrupted_run_keeps_what_it_has(
+    tmp_path: Path,
+    own_cpus: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class StopsAtTheThird(progress.Lines):
+        def begin(self, what: str) -> None:
+            super().begin(what)
+            if self._clock.step == 3:
+                sys.exit(143)
+
+    @contextmanager
+    def shown(steps_s: Sequence[float]) -> Iterator[progress.Progress]:
+        yield StopsAtTheThird(Clock(steps_s))
+
+    monkeypatch.setattr(progress, "shown", shown)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert main([*TINY, "--repeats", "5", "--save"]) == 143
+    assert "the run was interrupted" in capsys.readouterr().out
+    assert len(report.read()["results"]["pipelined"]["samples"]["floor"]) == 2
+
+
+def test_an_interrupted_run_puts_no_partial_row_into_an_older_one(older: Path) -> None:
+    before = report.read(older)
+    before["settings"]["repeats"] = 5
+    report.save(before, older)
+    command = [sys.executable, "-m", "bench", *OURS_ALONE, "--repeats", "5"]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--save", "--into", str(older)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as child:
         assert child.stderr is not None
         for line in child.stderr:
-            if line.startswith("[3/"):
+            if line.startswith("[2/"):
                 child.send_signal(signal.SIGTERM)
                 break
         out, _ = child.communicate(timeout=60)
     assert child.returncode == 128 + signal.SIGTERM
-    assert "the run was interrupted" in out
-    kept = report.read(path)["results"]["pipelined"]["samples"]["floor"]
-    assert 2 <= len(kept) < 5
+    assert "not saved, since samples are missing: threads" in out
+    assert report.read(older)["results"] == before["results"]
 
 
 def test_a_failed_sample_is_told_and_the_run_goes_on(

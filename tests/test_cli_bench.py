@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from harness import RunningServer
 
 from imserver import Config
 from imserver.auth import issue
+from imserver.cli_bench import CannotBench, Subject, measure, own_server
 from imserver.config import Auth, Key, Limits
+from imserver.load_process import placement
 
 AUTH = Auth(keys=(Key(algorithm="HS256", secret="s" * 48),))
 
@@ -62,6 +65,8 @@ def test_a_server_of_its_own_is_measured_and_ended() -> None:
 def test_json_has_all_of_it() -> None:
     found = json.loads(bench("--json", "--threads", "2").stdout)
     assert found["server"] == "own, --threads 2"
+    assert found["version"] == version("imserver")
+    assert found["cpu"] in Path("/proc/cpuinfo").read_text()
     cases = {case["case"]: case for case in found["cases"]}
     assert list(cases) == ["ping-pong", "latency", "pipelined", "fan-out"]
     assert all(cases[name]["server_us"] > 0 for name in ("ping-pong", "pipelined", "fan-out"))
@@ -69,12 +74,47 @@ def test_json_has_all_of_it() -> None:
     assert 0 < latency_us["p50"] <= latency_us["p99.9"] <= latency_us["max"]
 
 
+@pytest.mark.parametrize(
+    ("cpus", "one", "several"),
+    [({0}, {0}, {0}), ({2, 5}, {2}, {2, 5}), ({2, 5, 6, 7}, {2}, {2, 6, 7})],
+)
+def test_several_threads_have_the_cpus_that_the_generator_leaves(
+    cpus: set[int], one: set[int], several: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cpus)
+    assert ({placement().server}, placement().of_threads) == (one, several)
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_all_threads_of_our_server_run_where_it_is_said(threads: str) -> None:
+    where = placement()
+    with own_server(where, threads) as subject:
+        allowed = {
+            frozenset(os.sched_getaffinity(int(task.name)))
+            for task in Path(f"/proc/{subject.pid}/task").iterdir()
+        }
+    assert allowed == {subject.cpus}
+    assert subject.cpus == ({where.server} if threads == "1" else where.of_threads)
+
+
+def test_a_server_that_has_ended_is_told() -> None:
+    """One that runs, under the number of a process that does not any more."""
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    server = RunningServer(Config(listen="127.0.0.1:0", dev=True))
+    try:
+        with pytest.raises(CannotBench, match="ping-pong: the server has ended"):
+            measure(Subject(server.address, {"user": "bench"}, gone.pid), placement(), 0.1)
+    finally:
+        server.stop()
+
+
 def test_a_server_that_runs_is_measured_with_a_token(guarded: RunningServer) -> None:
     where = "{}:{}".format(*guarded.address)
     done = bench("--server", where, "--json", IMSERVER_TOKEN=token())
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["server"], found["server_cpu"]) == (where, None)
+    assert (found["server"], found["server_cpus"]) == (where, None)
     assert [case["server_us"] for case in found["cases"]] == [None] * 4
     assert guarded.stats()["messages_in"] > 0
 
