@@ -15,8 +15,9 @@ Adapters: `timeline_sqlite` on a disk, `timeline_memory` for tests. tests/test_t
 one suite for all of them. Not here: who may read what (routing), windows and redelivery.
 """
 
+import time
 from asyncio import Future
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple, Protocol
 
 from imserver.errors import ErrorCode, ImError
@@ -36,6 +37,29 @@ PAGE_BYTES: Final = 1_048_576
 MEMBERS_MAX: Final = 100_000
 #: Topics that one user is a member of; all are subscribed to at each login.
 MEMBERSHIPS_MAX: Final = 1_024
+
+
+class Clock:
+    """The time of day, for people; and for what is old the time of the store. That goes on from
+    `time_ms`, where it was left (a new store: 0), and passes while a server has the store open: a
+    clock that is set, or wrong when a server starts, changes the times shown and nothing else.
+    What is kept for 30 days is kept for 30 days of service."""
+
+    def __init__(
+        self,
+        time_ms: int = 0,
+        *,
+        wall_s: Callable[[], float] = time.time,
+        steady_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wall_s, self._steady_s = wall_s, steady_s
+        self._start_ms = (time_ms or self.wall_ms()) - int(steady_s() * 1000)
+
+    def wall_ms(self) -> int:
+        return max(0, int(self._wall_s() * 1000))
+
+    def store_ms(self) -> int:
+        return self._start_ms + int(self._steady_s() * 1000)
 
 
 class StoreError(Exception):

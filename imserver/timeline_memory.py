@@ -7,10 +7,9 @@ agree with. Everything takes effect at once, each append one turn of the loop la
 
 import asyncio
 import secrets
-import time
 from asyncio import Future
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from imserver import protocol
 from imserver.errors import ImError
@@ -22,6 +21,7 @@ from imserver.timeline import (
     PAGE_BYTES,
     PAGE_FRAMES,
     Appended,
+    Clock,
     Cursor,
     DeadLetter,
     Extent,
@@ -56,16 +56,16 @@ class _Topic:
 
 
 class MemoryTimeline:
-    """The store of one process, in its memory. `clock` gives the wall time in seconds."""
+    """The store of one process, in its memory."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.epoch = secrets.randbits(62) + 1
         self.failure = ""
-        self._clock = clock
+        self._clock = clock or Clock()
         self._topics: dict[str, _Topic] = {}
-        self._receipts: dict[tuple[str, str, int], tuple[object, int, int]] = {}
+        self._receipts: dict[tuple[str, str, int], tuple[object, int, int, int]] = {}
         self._cursors: dict[tuple[str, str, str], int] = {}
-        self._put_ms: dict[tuple[str, str, str], float] = {}
+        self._put_ms: dict[tuple[str, str, str], int] = {}
         self._members: dict[str, dict[str, int]] = {}
         self._marks: dict[tuple[str, str], int] = {}
         self._dead: dict[int, DeadLetter] = {}
@@ -113,21 +113,21 @@ class MemoryTimeline:
             topic = self._topics.setdefault(message.topic, _Topic())
             key = (message.sender, device, message.id)
             content = (message.topic, message.tag, message.body, message.codec)
-            now_ms = int(self._clock() * 1000)
-            seq, time_ms = topic.head + 1, now_ms
+            now_ms = self._clock.store_ms()
+            seq, time_ms = topic.head + 1, self._clock.wall_ms()
             known = self._receipts.get(key) if message.flags & RETRY and message.id else None
-            if known and now_ms - known[2] <= DEDUPE_MS:
+            if known and now_ms - known[3] <= DEDUPE_MS:
                 same = known[0] == content
                 (repeated if same else refused).append(number)
-                seq, time_ms = known[1:] if same else (0, 0)
+                seq, time_ms = known[1:3] if same else (0, 0)
             flags = (frame[5] & ~RETRY) | DURABLE
             place = seq.to_bytes(8) + time_ms.to_bytes(8)
             frame = frame[:5] + bytes([flags]) + frame[6:8] + place + frame[24:]
             kept.append(frame)
             if number not in repeated and number not in refused:
                 topic.frames.append(frame)
-                topic.times_ms.append(time_ms)
-                self._receipts[key] = (content, seq, time_ms)
+                topic.times_ms.append(now_ms)
+                self._receipts[key] = (content, seq, time_ms, now_ms)
         return Appended(b"".join(kept), len(kept), tuple(repeated), tuple(refused))
 
     async def room(self) -> None:
@@ -182,7 +182,7 @@ class MemoryTimeline:
             return 0
         before = kept.head - max_count + 1 if max_count else 0
         if max_age_ms:
-            oldest_ms = self._clock() * 1000 - max_age_ms
+            oldest_ms = self._clock.store_ms() - max_age_ms
             young = (n for n, time_ms in enumerate(kept.times_ms) if time_ms >= oldest_ms)
             before = max(before, kept.first + next(young, len(kept.frames)))
         return kept.drop_before(before)
@@ -250,11 +250,11 @@ class MemoryTimeline:
         for *names, seq in cursors:
             key = (str(names[0]), str(names[1]), str(names[2]))
             self._cursors[key] = seq if back else max(seq, self._cursors.get(key, 0))
-            self._put_ms[key] = self._clock() * 1000
+            self._put_ms[key] = self._clock.store_ms()
 
     async def expire_cursors(self, max_age_ms: int) -> int:
         self._check()
-        oldest_ms = self._clock() * 1000 - max_age_ms
+        oldest_ms = self._clock.store_ms() - max_age_ms
         old = [key for key in self._cursors if self._put_ms[key] < oldest_ms]
         for key in old:
             del self._cursors[key], self._put_ms[key]
@@ -275,7 +275,7 @@ class MemoryTimeline:
             self._last_dead += not same
             id = same[0] if same else self._last_dead
             self._dead[id] = letter._replace(id=id)
-            self._dead_ms[id] = self._clock() * 1000
+            self._dead_ms[id] = self._clock.store_ms()
             ids.append(id)
         await self.put_cursors(cursors)
         return ids
@@ -321,7 +321,7 @@ class MemoryTimeline:
         return sum(self._dead.pop(id, None) is not None for id in set(ids))
 
     async def expire_dead(self, max_age_ms: int) -> int:
-        oldest_ms = self._clock() * 1000 - max_age_ms
+        oldest_ms = self._clock.store_ms() - max_age_ms
         letters = self._dead.values()
         old = [one.id for one in letters if not one.is_taken and self._dead_ms[one.id] < oldest_ms]
         return await self.drop_dead(old)

@@ -18,6 +18,7 @@ from imserver.timeline import (
     PAGE_BYTES,
     PAGE_FRAMES,
     Appended,
+    Clock,
     Cursor,
     DeadLetter,
     Extent,
@@ -34,7 +35,7 @@ from imserver.timeline_sqlite_members import (
     mark_read,
 )
 from imserver.timeline_sqlite_reader import Reader
-from imserver.timeline_sqlite_schema import Clock, Store, rows, unusable, value
+from imserver.timeline_sqlite_schema import Store, rows, unusable, value
 from imserver.timeline_sqlite_tables import DEAD, find_topic, letter
 from imserver.timeline_sqlite_writer import Change, Writer
 
@@ -57,11 +58,13 @@ class SqliteTimeline:
         *,
         must_exist: bool = False,
         wall_s: Callable[[], float] = time.time,
+        steady_s: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Open the store in a directory, and make it unless it `must_exist`. StoreError when it
         is in use, damaged, of a newer version or not to be written."""
-        loop, clock = asyncio.get_running_loop(), Clock(wall_s)
+        loop = asyncio.get_running_loop()
         store = await asyncio.to_thread(Store, directory, must_exist=must_exist)
+        clock = Clock(store.time_ms, wall_s=wall_s, steady_s=steady_s)
         try:
             writer = await asyncio.to_thread(Writer, store, clock, loop)
         except BaseException as error:
@@ -111,7 +114,7 @@ class SqliteTimeline:
         return await self._forget(lambda tables: tables.trim(topic.encode(), before))
 
     async def retain(self, topic: str, *, max_age_ms: int = 0, max_count: int = 0) -> int:
-        oldest_ms = max(1, self._clock.steady_ms() - max_age_ms) if max_age_ms else 0
+        oldest_ms = max(1, self._clock.store_ms() - max_age_ms) if max_age_ms else 0
         return await self._forget(
             lambda tables: tables.retain(topic.encode(), oldest_ms, max_count)
         )
@@ -181,17 +184,17 @@ class SqliteTimeline:
         return [Cursor(user, device, topic, seq) for user, device, seq in found]
 
     async def put_cursors(self, cursors: Collection[Cursor], *, back: bool = False) -> None:
-        now_ms = self._clock.steady_ms()
+        now_ms = self._clock.store_ms()
         await self._change(lambda tables: tables.put_cursors(cursors, back, now_ms))
 
     async def expire_cursors(self, max_age_ms: int) -> int:
-        oldest_ms = self._clock.steady_ms() - max_age_ms
+        oldest_ms = self._clock.store_ms() - max_age_ms
         return int(await self._change(lambda tables: tables.expire_cursors(oldest_ms)))
 
     async def put_dead(
         self, letters: Collection[DeadLetter], cursors: Collection[Cursor] = ()
     ) -> list[int]:
-        now_ms = self._clock.steady_ms()
+        now_ms = self._clock.store_ms()
         ids: list[int] = await self._change(
             lambda tables: tables.put_dead(letters, cursors, now_ms)
         )
@@ -238,7 +241,7 @@ class SqliteTimeline:
         return int(await self._change(lambda tables: tables.drop_dead(ids)))
 
     async def expire_dead(self, max_age_ms: int) -> int:
-        oldest_ms = self._clock.steady_ms() - max_age_ms
+        oldest_ms = self._clock.store_ms() - max_age_ms
         return int(await self._change(lambda tables: tables.expire_dead(oldest_ms)))
 
     async def dead_counts(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ Every page, every blob, every part against its blob, every number against its ne
 repairs nothing and deletes nothing: it says what cannot be read, and everything else still can.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +18,6 @@ from imserver.timeline_sqlite_tables import find_topic
 
 #: Lines of one kind; a disk that is gone says the same a million times.
 PROBLEMS_MAX = 100
-
-#: One kind of question: what is wrong, as texts.
-Look = Callable[[apsw.Connection], Iterator[str]]
 
 
 class Report(NamedTuple):
@@ -37,10 +34,17 @@ def check(directory: Path) -> Report:
     """StoreError when the store is in use or cannot even be opened."""
     store = Store(directory, must_exist=True, mend=False)
     try:
+        trusting = store.reader(trusting=True)
         problems = list(store.damage)
-        looks = {"pages": _pages, "blobs": _blobs, "topics": _topics, "index": _live}
+        looks = {
+            "pages": _pages(store.connection),
+            "blobs": _blobs(trusting),
+            "topics": _topics(store.connection, trusting),
+            "index": _live(trusting),
+        }
         for kind, look in looks.items():
-            _collect(kind, look, store.connection, problems)
+            _collect(kind, look, problems)
+        trusting.close()
         topics, messages, blobs = _figures(store.connection)
         return Report(topics, messages, blobs, store.path.stat().st_size, problems)
     finally:
@@ -66,10 +70,10 @@ def compact(directory: Path) -> tuple[int, int]:
         store.close()
 
 
-def _collect(kind: str, look: Look, connection: apsw.Connection, problems: list[str]) -> None:
+def _collect(kind: str, look: Iterator[str], problems: list[str]) -> None:
     found = 0
     try:
-        for problem in look(connection):
+        for problem in look:
             found += 1
             if found > PROBLEMS_MAX:
                 problems.append("... and more of this kind")
@@ -90,19 +94,20 @@ def _blobs(connection: apsw.Connection) -> Iterator[str]:
         try:
             sql = "SELECT checksum, frames FROM blob WHERE id = ?"
             ((sum, frames),) = rows(connection, sql, (id,))
-        except (apsw.IOError, apsw.CorruptError) as error:
-            yield f"blob {id} cannot be read: {error}"
-        else:
-            if checksum(frames) != sum:
-                yield f"blob {id} is damaged: its checksum is wrong"
+            why = "" if checksum(frames) == sum else "its checksum is wrong"
+        except (apsw.IOError, apsw.CorruptError, TypeError, ValueError) as error:
+            why = str(error)
+        if why:
+            yield f"blob {id} is damaged: {why}"
 
 
-def _topics(connection: apsw.Connection) -> Iterator[str]:
+def _topics(connection: apsw.Connection, trusting: apsw.Connection) -> Iterator[str]:
     for (name,) in rows(connection, "SELECT name FROM topic ORDER BY id"):
-        yield from _timeline(connection, name)
+        yield from _timeline(connection, trusting, name)
 
 
-def _timeline(connection: apsw.Connection, name: bytes) -> Iterator[str]:
+def _timeline(connection: apsw.Connection, trusting: apsw.Connection, name: bytes) -> Iterator[str]:
+    """Blobs are read as a server reads them, past pages whose checksum is wrong."""
     topic, text = find_topic(connection, name), name.decode(errors="replace")
     if topic is None:
         yield f"topic {text} is not found by its name"
@@ -121,7 +126,7 @@ def _timeline(connection: apsw.Connection, name: bytes) -> Iterator[str]:
             yield f"topic {text} has {part.first_seq} twice"
         seq = part.last_seq + 1
         try:
-            frames = read_part(connection, part)
+            frames = read_part(trusting, part)
             is_good = (
                 checksum(frames) == part.checksum
                 and count_frames(frames, name, part.first_seq) == part.messages

@@ -69,8 +69,9 @@ class Reader:
             try:
                 return work(connection)
             finally:
+                # Not COMMIT, which would repeat the error of a blob that was found damaged.
                 if connection.in_transaction:
-                    connection.execute("COMMIT")
+                    connection.execute("ROLLBACK")
         except (apsw.IOError, apsw.CorruptError) as error:
             self._store.report(f"an index cannot be read: {error}")
             raise ImError(ErrorCode.INTERNAL, f"the store is damaged: {error}") from error

@@ -23,7 +23,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from logging import getLogger
@@ -34,12 +34,16 @@ from typing import Any, Final
 import apsw
 import apsw.sqlite_extra
 
+from imserver._core import checksum
 from imserver.timeline import StoreError, StoreInUse
 
 FILE: Final = "store.db"
 APPLICATION: Final = 0x494D5352  # "IMSR", in the header of the file
 #: Commits wait for the disk, so a writer is never kept longer than by a checkpoint.
 BUSY_MS: Final = 10_000
+
+#: How often the time of the store is noted, at least.
+NOTE_MS: Final = 3_600_000
 
 #: What makes a store of version n + 1 out of one of version n. A new store takes all of them, so
 #: that old and new ones cannot differ; a step that was released is never changed.
@@ -81,6 +85,7 @@ CREATE TABLE mark (
 ALTER TABLE cursor ADD COLUMN time_ms INTEGER NOT NULL DEFAULT 0;
 -- the same of a dead letter; its time_ms is for people
 ALTER TABLE dead ADD COLUMN put_ms INTEGER NOT NULL DEFAULT 0;
+INSERT INTO meta VALUES ('time_ms', 0);
 CREATE INDEX cursor_by_topic ON cursor (topic, user, device);
 CREATE INDEX dead_by_topic ON dead (topic, seq);
 """,
@@ -142,21 +147,6 @@ class Lock:
             self._fd = -1
 
 
-class Clock:
-    """Wall time for what people see, and the same advanced steadily, so that a clock that is set
-    while the server runs changes the time of messages and nothing else."""
-
-    def __init__(self, wall_s: Callable[[], float] = time.time) -> None:
-        self._wall_s = wall_s
-        self._start_s = wall_s() - time.monotonic()
-
-    def wall_ms(self) -> int:
-        return max(0, int(self._wall_s() * 1000))
-
-    def steady_ms(self) -> int:
-        return max(0, int((self._start_s + time.monotonic()) * 1000))
-
-
 class Store:
     """An open directory: the lock, the one writing connection, and what `meta` says."""
 
@@ -190,9 +180,15 @@ class Store:
         self._judge_tail(mend)
         if mend:
             self.settle()  # nothing of this log can be taken for a part of the next
+            self._accept_newest_page()
         self._wal_fd = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         meta = dict(rows(self.connection, "SELECT name, value FROM meta"))
         self.epoch, self.seed = int(meta["epoch"]), int(meta["seed"])
+        self.time_ms = int(meta.get("time_ms", 0))  # none in an old one that is only checked
+        with suppress(apsw.Error):  # damaged; an hour less
+            newest = value(self.connection, "SELECT time_ms FROM blob ORDER BY id DESC LIMIT 1")
+            # Not further, whatever a flipped bit has made of it.
+            self.time_ms = max(self.time_ms, min(newest or 0, self.time_ms + NOTE_MS))
 
     def _prepare(self, mend: bool) -> None:
         """Pragmas, each read back: a store that would not flush must not start."""
@@ -259,6 +255,35 @@ class Store:
             epoch = secrets.randbits(62) + 1
             self.connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
         _log.error("a copy of the log is in %s; the epoch of the store is a new one", kept)
+
+    def _accept_newest_page(self) -> None:
+        """Every append reads the page of the newest small blobs, and writes it. If a bit of it has
+        flipped, that would be refused for ever; so it is written once more as it is. Its blobs and
+        their parts have checksums of their own, and what is wrong in them stays wrong. Not if the
+        bit is one of those that say where they are: SQLite would spread the damage."""
+        probe = self.reader()
+        try:
+            value(probe, "SELECT max(id) FROM blob")
+            return
+        except apsw.IOError as error:
+            self.report(f"the newest page of blobs is damaged: {error}")
+        finally:
+            probe.close()
+        trusting = apsw.Connection(str(self.path), vfs=checksum_vfs())
+        try:
+            trusting.pragma("checksum_verification", "OFF")
+            if (said := value(trusting, "PRAGMA integrity_check(blob)")) != "ok":
+                raise apsw.CorruptError(said)
+            newest = value(trusting, "SELECT max(id) FROM blob")
+            row = (newest + 1, 0, checksum(b""), b"", b"")
+            with trusting:
+                trusting.execute("INSERT INTO blob VALUES (?, ?, ?, ?, ?)", row)
+            with trusting:
+                trusting.execute("DELETE FROM blob WHERE id = ?", row[:1])
+        except apsw.Error as error:
+            self.report(f"it cannot be mended, and nothing more can be kept: {error}")
+        finally:
+            trusting.close()
 
     def reader(self, *, trusting: bool = False) -> apsw.Connection:
         """One more connection, that cannot write, for one thread. A `trusting` one also reads

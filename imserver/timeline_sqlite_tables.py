@@ -6,6 +6,7 @@ so nothing here catches one.
 
 from collections import Counter
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import apsw
@@ -64,8 +65,11 @@ class Tables:
         self._connection = store.connection
         self._probe = store.reader()
         self._topics: dict[bytes, Topic] = {}
-        last = value(self._connection, "SELECT max(blob) FROM live")
-        self._next_blob = (last or 0) + 1
+        last = value(self._connection, "SELECT max(blob) FROM live") or 0
+        with suppress(apsw.Error):  # a page that cannot be read is not written, either
+            # A bit that flipped in an id can make it a later one.
+            last = max(last, value(self._probe, "SELECT max(id) FROM blob") or 0)
+        self._next_blob = last + 1
 
     def close(self) -> None:
         self._probe.close()
@@ -90,15 +94,18 @@ class Tables:
             self._topics[name] = topic
         return topic
 
-    def append(self, batch: Batch, time_ms: int, steady_ms: int) -> None:
-        """The frames of a batch: T1."""
+    def note_time(self, store_ms: int) -> None:
+        self._connection.execute("UPDATE meta SET value = ? WHERE name = 'time_ms'", (store_ms,))
+
+    def append(self, batch: Batch, time_ms: int, store_ms: int) -> None:
+        """The frames of a batch: T1. They have the time of day, the blob that of the store."""
         topics = [self.topic(name) for name in batch.topics()]
-        batch.seal([topic.head for topic in topics], time_ms, steady_ms)
+        batch.seal([topic.head for topic in topics], time_ms, store_ms)
         first_blob = self._next_blob
         self._connection.executemany(
             "INSERT INTO blob (id, time_ms, checksum, devices, frames) VALUES (?, ?, ?, ?, ?)",
             (
-                (first_blob + number, time_ms, sum, devices, frames)
+                (first_blob + number, store_ms, sum, devices, frames)
                 for number, (frames, devices, sum) in enumerate(batch.blobs())
             ),
         )
@@ -162,7 +169,7 @@ class Tables:
             ((sum, frames),) = rows(self._probe, row, (blob,))
             why = "" if checksum(frames) == sum else "wrong checksum"
             value(self._probe, beside, (blob - BESIDE, blob + BESIDE))
-        except (apsw.Error, ValueError) as error:
+        except (apsw.Error, TypeError, ValueError) as error:
             why = str(error)
         if why:
             self._store.report(f"blob {blob} is kept for damage to it or beside it ({why})")

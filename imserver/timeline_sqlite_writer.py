@@ -26,8 +26,8 @@ import apsw
 
 from imserver._core import Batch, Core, Journal, checksum
 from imserver.errors import ErrorCode, ImError
-from imserver.timeline import DEDUPE_MAX, DEDUPE_MS, Appended, full, is_full, stopped
-from imserver.timeline_sqlite_schema import Clock, Store, rows
+from imserver.timeline import DEDUPE_MAX, DEDUPE_MS, Appended, Clock, full, is_full, stopped
+from imserver.timeline_sqlite_schema import NOTE_MS, Store, rows
 from imserver.timeline_sqlite_tables import Tables
 
 #: Bytes of frames in one commit: a tenth of a second of a slow disk, and 32 blobs.
@@ -74,6 +74,7 @@ class Writer:
         self._log_pages = 0
         self._batch = Batch(seed=store.seed, receipts=DEDUPE_MAX, window_ms=DEDUPE_MS)
         self._tables = Tables(store)
+        self._note_time()
         self._recall()
         store.connection.set_wal_hook(self._on_commit)
         self._thread = threading.Thread(target=self._run, name="imserver-store", daemon=True)
@@ -147,7 +148,7 @@ class Writer:
 
     def _run(self) -> None:
         if self._commit_all():
-            self._settle(self._store.settle)
+            self._settle(self._end)
 
     def _commit_all(self) -> bool:
         """Commit after commit until it is time to end. False after a failure: from then on all
@@ -200,6 +201,8 @@ class Writer:
     def _write(self, jobs: list[Job]) -> list[Any]:
         """One transaction, up to its COMMIT. Refusals are results."""
         self._store.connection.execute("BEGIN IMMEDIATE")
+        if self._clock.store_ms() - self._noted_ms >= NOTE_MS:
+            self._note_time()
         results: list[Any] = [None] * len(jobs)
         added = []
         for number, job in enumerate(jobs):
@@ -208,7 +211,7 @@ class Writer:
                 if refusal is None:
                     added.append(number)
         if added or self._batch.topics():
-            self._tables.append(self._batch, self._clock.wall_ms(), self._clock.steady_ms())
+            self._tables.append(self._batch, self._clock.wall_ms(), self._clock.store_ms())
             for number, block in zip(added, self._batch.added(), strict=True):
                 results[number] = Appended(*block)
         for number, job in enumerate(jobs):
@@ -242,6 +245,14 @@ class Writer:
     def _checkpoint(self) -> None:
         self._store.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
+    def _note_time(self) -> None:
+        self._noted_ms = self._clock.store_ms()
+        self._tables.note_time(self._noted_ms)
+
+    def _end(self) -> None:
+        self._note_time()
+        self._store.settle()
+
     def _settle(self, checkpoint: Callable[[], None]) -> bool:
         try:
             checkpoint()
@@ -268,16 +279,16 @@ class Writer:
     def _recall(self) -> None:
         """The publishes of the last minutes, from the blobs, newest first until they suffice.
         A blob that is damaged is reported; repeats of what it had are not recognised."""
-        steady_ms = self._clock.steady_ms()
+        store_ms = self._clock.store_ms()
         connection = self._store.reader(trusting=True)
         try:
             found, count = [], 0
             for id, time_ms, devices_len in rows(
                 connection, "SELECT id, time_ms, length(devices) FROM blob ORDER BY id DESC"
             ):
-                if time_ms + DEDUPE_MS < steady_ms or count >= DEDUPE_MAX:
+                if time_ms + DEDUPE_MS < store_ms or count >= DEDUPE_MAX:
                     break
-                found.append((id, min(time_ms, steady_ms)))
+                found.append((id, min(time_ms, store_ms)))
                 count += devices_len // 8
             for id, time_ms in reversed(found):
                 row = "SELECT checksum, devices, frames FROM blob WHERE id = ?"

@@ -4,12 +4,13 @@ from imserver.config import Namespace
 from imserver.protocol import encode_message
 from imserver.retention import Retention
 from imserver.routing import Routing
+from imserver.timeline import Clock
 from imserver.timeline_memory import MemoryTimeline
 
 DAY_S = 86_400.0
 
 
-class Clock:
+class Turned:
     def __init__(self) -> None:
         self.now_s = 1_000_000.0
 
@@ -18,8 +19,8 @@ class Clock:
 
 
 async def test_each_topic_keeps_what_its_namespace_says() -> None:
-    clock = Clock()
-    timeline = MemoryTimeline(clock)
+    clock = Turned()
+    timeline = MemoryTimeline(Clock(steady_s=clock))
     namespaces = (
         Namespace(prefix="few", durable="always", keep_messages=2),
         Namespace(prefix="fresh", durable="always", keep_days=3),

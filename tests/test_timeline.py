@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from imserver import timeline, timeline_sqlite_schema
 from imserver.errors import ErrorCode, ImError
 from imserver.protocol import DURABLE, RETRY, decode_message, encode_message
 from imserver.timeline import (
+    Clock,
     Cursor,
     DeadLetter,
     Extent,
@@ -33,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Turned:
-    """A wall clock that a test sets."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1_700_000_000.0
@@ -47,14 +49,19 @@ def wall() -> Turned:
     return Turned()
 
 
+@pytest.fixture
+def steady() -> Turned:
+    return Turned()
+
+
 @pytest.fixture(params=["memory", "sqlite"])
 async def store(
-    request: pytest.FixtureRequest, tmp_path: Path, wall: Turned
+    request: pytest.FixtureRequest, tmp_path: Path, wall: Turned, steady: Turned
 ) -> AsyncIterator[Timeline]:
     if request.param == "memory":
-        opened: Timeline = MemoryTimeline(wall)
+        opened: Timeline = MemoryTimeline(Clock(wall_s=wall, steady_s=steady))
     else:
-        opened = await SqliteTimeline.open(tmp_path / "data", wall_s=wall)
+        opened = await SqliteTimeline.open(tmp_path / "data", wall_s=wall, steady_s=steady)
     yield opened
     await opened.close()
 
@@ -265,23 +272,42 @@ async def test_retention_by_length_keeps_the_newest(store: Timeline) -> None:
     assert await store.extent("room:a") == Extent("room:a", 8, 10)
 
 
-async def test_a_clock_that_jumps_changes_times_and_loses_nothing(
-    store: Timeline, wall: Turned
+@pytest.mark.parametrize("jump_s", [-3_600, 600, -30 * 365 * 86_400, 10 * 365 * 86_400])
+async def test_a_clock_that_jumps_changes_times_and_nothing_else(
+    store: Timeline, wall: Turned, jump_s: int
 ) -> None:
-    """Backwards; forwards below."""
     await fill(store, "room:a", 2)
-    wall.now_s -= 3_600
-    await fill(store, "room:a", 2, start=2)
+    first = await store.append(message("room:a", "x", id=7))
+    await store.put_cursors([Cursor("ann", "phone", "room:a", 1)])
+    await store.put_dead([dead(1)])
+    wall.now_s += jump_s
+    await fill(store, "room:a", 1, start=3)
     page = await store.read("room:a")
     assert seqs(page.frames) == [1, 2, 3, 4]
     times = [decode_message(one).time_ms for one in split(page.frames)]
-    assert times[0] == times[1] == times[2] + 3_600_000
-    assert await store.retain("room:a", max_age_ms=7_200_000) == 0
-    first = await store.append(message("room:a", "x", id=7))
-    wall.now_s -= 86_400
+    assert times[0] == times[1] == times[2] == times[3] - jump_s * 1000
+    assert await store.retain("room:a", max_age_ms=60_000) == 0
+    assert await store.expire_cursors(60_000) == await store.expire_dead(60_000) == 0
     again = await store.append(message("room:a", "x", id=7, flags=RETRY))
-    assert again.frames == first.frames
-    assert again.repeated == (0,)
+    assert again == (first.frames, 1, (0,), ())
+
+
+async def test_what_is_old_goes_by_the_time_of_the_store(store: Timeline, steady: Turned) -> None:
+    await fill(store, "room:a", 5)
+    first = message("room:a", "x", id=7, flags=RETRY)
+    await store.append(first)
+    await store.put_cursors([Cursor("ann", "phone", "room:a", 1)])
+    await store.put_dead([dead(1)])
+    steady.now_s += 590
+    assert (await store.append(first)).repeated == (0,)
+    await fill(store, "room:a", 2, start=6)
+    steady.now_s += 20
+    assert (await store.append(first)).repeated == ()
+    assert await store.retain("room:a", max_age_ms=700_000) == 0
+    assert await store.expire_cursors(700_000) == await store.expire_dead(700_000) == 0
+    assert await store.retain("room:a", max_age_ms=600_000) == 6
+    assert await store.extent("room:a") == Extent("room:a", 7, 9)
+    assert await store.expire_cursors(600_000) == await store.expire_dead(600_000) == 1
 
 
 # Repeats
@@ -587,39 +613,54 @@ async def test_everything_is_there_after_a_restart(disk: Any) -> None:
     assert other.refused == (0,)
 
 
-async def test_repeats_are_forgotten_after_ten_minutes_and_not_before(disk: Any) -> None:
-    wall = Turned()
-    store = await disk(wall_s=wall)
-    await store.append(message("room:a", "x", id=7))
-    wall.now_s += 590
-    store = await disk(wall_s=wall)
-    retry = message("room:a", "x", id=7, flags=RETRY)
-    assert (await store.append(retry)).repeated == (0,)
-    wall.now_s += 20
-    store = await disk(wall_s=wall)
-    assert (await store.append(retry)).repeated == ()
+async def test_the_time_of_the_store_stands_still_while_it_is_closed(disk: Any) -> None:
+    """A clock that is wrong at a start, by minutes or years, makes nothing old, and nothing young
+    that had become old before."""
+    wall, steady = Turned(), Turned()
+    clocks = {"wall_s": wall, "steady_s": steady}
+    store = await disk(**clocks)
+    first = message("room:a", "x", id=7, flags=RETRY)
+    await store.append(first)
+    await store.put_cursors([Cursor("ann", "phone", "room:a", 0)])
+    for jump_s in (3_600, 10 * 365 * 86_400, -20 * 365 * 86_400):
+        await store.close()
+        wall.now_s += jump_s
+        steady.now_s = abs(jump_s) / 7  # that of another boot
+        store = await disk(**clocks)
+        steady.now_s += 190
+        assert (await store.append(first)).repeated == (0,)
+        assert await store.retain("room:a", max_age_ms=600_000) == 0
+        assert await store.expire_cursors(600_000) == 0
+    steady.now_s += 40
+    store = await disk(**clocks)
+    assert (await store.append(first)).repeated == ()
+    assert await store.retain("room:a", max_age_ms=600_000) == 1
+    assert await store.expire_cursors(600_000) == 1
 
 
-async def test_a_clock_that_is_set_forward_makes_nothing_old(disk: Any) -> None:
-    wall = Turned()
-    store = await disk(wall_s=wall)
-    first = await store.append(message("room:a", "x", id=7))
-    wall.now_s += 10 * 365 * 86_400
-    assert await store.retain("room:a", max_age_ms=86_400_000) == 0
-    again = await store.append(message("room:a", "x", id=7, flags=RETRY))
-    assert again == (first.frames, 1, (0,), ())
-
-
-async def test_retention_by_age_goes_by_commits(disk: Any) -> None:
-    wall = Turned()
-    store = await disk(wall_s=wall)
-    await fill(store, "room:a", 5)
-    wall.now_s += 100
-    store = await disk(wall_s=wall)
-    await fill(store, "room:a", 2)
-    assert await store.retain("room:a", max_age_ms=200_000) == 0
-    assert await store.retain("room:a", max_age_ms=50_000) == 5
-    assert await store.extent("room:a") == Extent("room:a", 6, 7)
+async def test_after_a_crash_the_time_of_the_store_is_that_of_the_newest_blob(
+    disk: Any, tmp_path: Path
+) -> None:
+    """Or that of the last note, an hour before at most; never a time that a flipped bit has made."""
+    wall, steady = Turned(), Turned()
+    store = await disk(wall_s=wall, steady_s=steady)
+    steady.now_s += 300
+    await store.append(message("room:a"))
+    for name, blob_ms in (("crash", None), ("flip", 1 << 50)):
+        copy = tmp_path / name
+        shutil.copytree(tmp_path / "data", copy)
+        if blob_ms:
+            connection = apsw.Connection(str(copy / timeline_sqlite_schema.FILE))
+            connection.execute("UPDATE blob SET time_ms = ?", (blob_ms,))
+            connection.close()
+        opened = timeline_sqlite_schema.Store(copy)
+        assert opened.time_ms == (1_700_000_000 + (3_600 if blob_ms else 300)) * 1000
+        opened.close()
+    steady.now_s += 4_000
+    await store.append(message("room:b"))
+    noted = "SELECT value FROM meta WHERE name = 'time_ms'"
+    noted_ms = await store._reader.run(lambda db: db.execute(noted).get)
+    assert noted_ms == (1_700_000_000 + 4_300) * 1000
 
 
 async def test_a_blob_goes_with_its_last_part(disk: Any, tmp_path: Path) -> None:

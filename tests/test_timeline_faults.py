@@ -345,6 +345,52 @@ def test_a_damaged_blob_stays_when_its_time_is_over(tmp_path: Path) -> None:
     connection.close()
 
 
+def test_a_flipped_bit_in_the_newest_page_of_blobs_ends_no_appending(tmp_path: Path) -> None:
+    """Small commits share the page that every append writes."""
+    good, first, last = tmp_path / "good", 20, 60
+    right = {seq: b"%d " % seq * 20 for seq in range(1, last + 1)}
+
+    async def keep(directory: Path, seqs: range) -> int:
+        """The last that was told; all of them but for a store that stops."""
+        store, told = await SqliteTimeline.open(directory), seqs[0] - 1
+        for seq in seqs:
+            try:
+                appended = await store.append(encode_message("room:1", "ann", right[seq]))
+            except ImError:
+                break
+            told = decode_message(appended.frames).seq
+            assert told == seq
+        assert told == seqs[-1] or store.failure
+        await store.close()
+        return told
+
+    async def read(directory: Path) -> dict[int, bytes]:
+        store = await SqliteTimeline.open(directory)
+        page = await store.read("room:1", limit=10_000)
+        await store.close()
+        starts = [*frame_starts(page.frames), len(page.frames)]
+        found = (decode_message(page.frames[a:b]) for a, b in pairwise(starts))
+        return {message.seq: message.body for message in found}
+
+    asyncio.run(keep(good, range(1, first + 1)))
+    data = (good / FILE).read_bytes()
+    page_at = data.index(b"20 20 20 ") // 4096 * 4096
+    assert page_at == data.index(b"1 1 1 1 ") // 4096 * 4096, "all in one page"
+    lost: Counter[int] = Counter()
+    for n, at in enumerate(range(page_at, page_at + 4096, 41)):
+        directory = tmp_path / str(n)
+        shutil.copytree(good, directory)
+        flip(directory / FILE, at, n % 8)
+        told = asyncio.run(keep(directory, range(first + 1, last + 1)))
+        kept = asyncio.run(read(directory))
+        assert kept.items() <= right.items(), f"byte {at - page_at}: a wrong answer"
+        missing = set(range(1, told + 1)) - kept.keys()
+        assert max(missing, default=0) <= first, f"byte {at - page_at}: what came later is lost"
+        assert not missing or check(directory).problems
+        lost[len(missing) if told == last else -1] += 1
+    assert lost[0] + lost[1] > 80, f"a bit costs a message at most, nearly always: {lost}"
+
+
 def test_a_flipped_bit_in_the_log_is_never_silent(tmp_path: Path) -> None:
     """SQLite itself would take the log to end there, without a word."""
     kept = filled(tmp_path / "good", is_closed=False)

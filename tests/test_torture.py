@@ -258,7 +258,8 @@ async def test_a_clock_that_jumps_changes_the_times_shown_and_nothing_else(
     child: Child, tmp_path: Path
 ) -> None:
     """The clock of all threads, by years and an hour, both ways. Nobody loses a connection, what is
-    refused comes again, and a server that starts in the past knows its repeats."""
+    refused comes again, and a server that starts in the past or the future knows its repeats and
+    the places of those who were away."""
     clock = tmp_path / "clock"
     clock.write_text("+0")
     fake = ["env", f"LD_PRELOAD={FAKETIME}", f"FAKETIME_TIMESTAMP_FILE={clock}"]
@@ -275,13 +276,14 @@ async def test_a_clock_that_jumps_changes_the_times_shown_and_nothing_else(
         assert {one.connections for one in crowd.all} == {1}
         times = [time for kept in crowd.history.receipts.values() for _, time in kept]
         assert max(times) - min(times) > 19 * 365 * 86_400_000, "the clock was not faked"
-        crowd.publish(50)
-        await asyncio.sleep(0.02)
-        child.kill()
-        clock.write_text("-10y")
-        child.start(*fake)
-        await child.listening()
-        await is_settled(crowd)
+        for start in ("-10y", "+3600", "+10y"):
+            crowd.publish(50)
+            await asyncio.sleep(0.02)
+            child.kill()
+            clock.write_text(start)
+            child.start(*fake)
+            await child.listening()
+            await is_settled(crowd)
     finally:
         await crowd.leave()
 
