@@ -102,12 +102,13 @@ void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
 
     gather->count = 0;
     gather->bytes = 0;
-    if (IM_LIKELY(outbox->refs == 1)) {
+    gather->is_raw = outbox->refs && !front(outbox)->frames;
+    if (IM_LIKELY(outbox->refs == 1 || gather->is_raw)) {
         /* Alone, a message leaves from where it is. */
+        gather->bytes = front(outbox)->len - skip;
         gather->parts[0] =
-            (struct iovec){front(outbox)->bytes + skip, outbox->bytes};
+            (struct iovec){front(outbox)->bytes + skip, gather->bytes};
         gather->count = 1;
-        gather->bytes = outbox->bytes;
         return;
     }
     for (struct im_msg *slot = outbox->first; slot;
@@ -118,6 +119,8 @@ void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
             uint8_t *from = msg->bytes + skip;
             uint32_t len = msg->len - skip;
 
+            if (IM_UNLIKELY(!msg->frames))
+                return;
             if (len <= COPY_MAX) {
                 if (!gather_copy(gather, &copied, from, len))
                     return;
