@@ -83,7 +83,7 @@ enum im_command {
     IM_COMMAND_ADVANCE = 18,    /* b = number; u64 seq */
     IM_COMMAND_UPGRADE = 20,    /* a = transport; response */
     IM_COMMAND_WEB = 21,        /* a = ends, b = opcode; message */
-    IM_COMMAND_ADOPT = 13, /* b = socket; also between threads */
+    IM_COMMAND_ADOPT = 13,      /* b = socket; also between threads */
     /* Between threads. */
     IM_COMMAND_RELAY = 14, /* conn = address of a lent message */
     IM_COMMAND_COMMIT = 19 /* conn = address of a message, a = 0 or error code;
