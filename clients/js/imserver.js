@@ -834,14 +834,14 @@ class Publishes {
 
   /** Sent now, or when there is a connection with room. The receipt; null when not durable. */
   add({ id, topic, frame, isDurable, timeoutMs }) {
+    if (!isDurable && this.#link && !this.#link.isFull && !this.#unsent) {
+      this.#link.send(frame);
+      return Promise.resolve(null);
+    }
     const { size } = this.#waiting;
     if (size >= MAX_PUBLISHES || (size && this.#bytes + frame.length > MAX_PUBLISH_BYTES)) {
       const text = `${size} messages wait already`;
       return Promise.reject(new ImError(ErrorCode.TOO_MANY_REQUESTS, text, { topic, id }));
-    }
-    if (!isDurable && this.#link && !this.#link.isFull && !this.#unsent) {
-      this.#link.send(frame);
-      return Promise.resolve(null);
     }
     const one = { id, topic, frame, isDurable, ...deferred() };
     Object.assign(one, { link: null, attempts: 0, pause: null, deadline: null });
@@ -857,7 +857,8 @@ class Publishes {
   /** There is a connection again: everything unanswered, before anything new. */
   resume(link) {
     this.#link = link;
-    for (const one of this.#waiting.values()) if (!one.pause) this.#repeat(one);
+    for (const one of this.#waiting.values()) if (one.isDurable && !one.pause) this.#repeat(one);
+    this.#drain();
   }
 
   /** Nothing more can be sent; receipts may still come. */
@@ -907,18 +908,20 @@ class Publishes {
   }
 
   #repeat(one) {
-    if (one.frame.length > this.#link.maxFrameBytes) {
-      this.#fail(one, tooLarge(one.frame, this.#link.maxFrameBytes, one));
-    } else if (one.isDurable) {
-      if (one.link || one.attempts) {
-        one.frame = one.frame.slice();
-        one.frame[FLAGS_AT] |= Flag.RETRY;
-      }
-      this.#link.send(one.frame);
-      one.link = this.#link;
-    } else {
-      this.#drain();
+    if (!this.#fits(one)) return;
+    if (one.link || one.attempts) {
+      one.frame = one.frame.slice(); // the other may still be on its way to a socket
+      one.frame[FLAGS_AT] |= Flag.RETRY;
     }
+    this.#link.send(one.frame);
+    one.link = this.#link;
+  }
+
+  /** This server may take shorter frames than the one before. */
+  #fits(one) {
+    const { maxFrameBytes } = this.#link;
+    if (one.frame.length > maxFrameBytes) this.#fail(one, tooLarge(one.frame, maxFrameBytes, one));
+    return one.frame.length <= maxFrameBytes;
   }
 
   /** Send the live ones while there is room. A WebSocket does not tell when there is: ask again. */
@@ -927,6 +930,7 @@ class Publishes {
     for (const one of this.#waiting.values()) {
       if (one.isDurable) continue;
       if (this.#link.isFull) break;
+      if (!this.#fits(one)) continue;
       this.#link.send(one.frame);
       one.resolve(null);
       this.#forget(one);
@@ -1444,7 +1448,7 @@ export class Client extends EventTarget {
       const text = `no answer about ${topic} in time`;
       await within(reader.opened.promise, this.#options.waitTimeoutMs, text);
     } catch (error) {
-      if (error.code === ErrorCode.TIMEOUT && !reader.isEnded) await this.#leave(reader);
+      this.#giveUp(reader, error);
       throw error;
     }
     return reader.subscription;
@@ -1488,7 +1492,10 @@ export class Client extends EventTarget {
       this.#tell("state", { state: "connecting", reason: closed, delayMs });
       this.#pause = deferred();
       const timer = later(this.#pause.resolve, delayMs);
+      // A browser says when there is a network again; who was refused waits all the same.
+      if (closed.code === 0) globalThis.addEventListener?.("online", this.#pause.resolve);
       await this.#pause.promise;
+      globalThis.removeEventListener?.("online", this.#pause.resolve);
       clearTimeout(timer);
     }
   }
@@ -1681,10 +1688,16 @@ export class Client extends EventTarget {
           const again = () => this.#link === link && this.#open(reader);
           later(again, error.retryAfterMs + between(base_ms, max_ms));
         } else {
-          this.#forget(reader, error);
+          this.#giveUp(reader, error);
         }
       },
     );
+  }
+
+  /** It was refused; or not answered, and then the server may have agreed. */
+  #giveUp(reader, error) {
+    if (error.code === ErrorCode.TIMEOUT && this.#readers.get(reader.topic) === reader) this.#unsubscribe(reader);
+    this.#forget(reader, error);
   }
 
   async #leave(reader) {
