@@ -482,8 +482,7 @@ class Place {
   #send = null; // on the present connection
   #window = 0;
   #sent = 0; // the newest on this connection
-  #ackable = 0; // the same without what a NACK is for
-  #said = 0; // the newest ACK on this connection
+  #unsettled = new Set(); // what was sent on this connection and has neither ACK nor NACK, in order
   #nacked = new Set(); // what was beyond `acked` when it was said
   #asides = new Map(); // set aside and in the application's hands: whether acknowledged since
   #waiting = new Map(); // what waits to be handed out: whether it is set aside
@@ -524,7 +523,8 @@ class Place {
       this.seen = Math.max(this.seen, cursor);
       this.acked = Math.max(this.acked, cursor);
     }
-    this.#sent = this.#ackable = this.#said = cursor;
+    this.#sent = cursor;
+    this.#unsettled.clear();
     this.#hasBegun = true;
     this.#after = undefined;
     this.#apart.clear();
@@ -565,7 +565,7 @@ class Place {
       this.#say(FrameType.NACK, seq);
       return false;
     }
-    this.#ackable = Math.max(this.#ackable, seq);
+    if (this.isDurable) this.#unsettled.add(seq);
     if (seq <= this.seen) {
       this.#plan();
       return false;
@@ -615,6 +615,7 @@ class Place {
     if (seq > this.acked) this.#nacked.add(seq);
     if (seq <= this.#sent || this.#apart.has(seq)) {
       this.#apart.delete(seq);
+      this.#unsettled.delete(seq);
       this.#say(FrameType.NACK, seq);
     }
   }
@@ -623,14 +624,17 @@ class Place {
   flush() {
     this.#isDue = false;
     if (!this.#send) return;
-    const upto = Math.min(this.acked, this.#ackable);
-    if (upto > this.#said) {
-      this.#said = upto;
-      this.#say(FrameType.ACK, upto);
+    let upto = 0;
+    for (const seq of this.#unsettled) {
+      if (seq > this.acked && !this.#asides.get(seq)) break;
+      this.#unsettled.delete((upto = seq));
+      this.#asides.delete(seq);
     }
-    // Further ahead it would be taken for everything before it, too.
+    if (upto) this.#say(FrameType.ACK, upto);
+    // Behind what is unsettled an ACK would be taken for that, too.
+    const [first = Infinity] = this.#unsettled;
     for (const [seq, isDone] of this.#asides)
-      if (isDone && (this.#apart.has(seq) || seq <= Math.min(this.#said + 1, this.#sent))) {
+      if (isDone && (this.#apart.has(seq) || (seq < first && seq <= this.#sent))) {
         this.#asides.delete(seq);
         this.#apart.delete(seq);
         this.#say(FrameType.ACK, seq);
