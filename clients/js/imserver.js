@@ -585,7 +585,7 @@ class Place {
       this.#stale--;
       return true;
     }
-    const isAside = this.#waiting.get(seq);
+    const isAside = this.#waiting.get(seq) || this.#nacked.has(seq); // or refused while it waited
     this.#waiting.delete(seq);
     if (isAside) {
       this.#asides.set(seq, false);
@@ -1024,10 +1024,7 @@ class Link {
     this.#owner = owner;
     this.closed = new Promise((resolve) => (this.#resolveClosed = resolve));
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => {
-      if (socket.protocol === SUBPROTOCOL) this.#write(encodeFrame(FrameType.HELLO, hello, 1));
-      else this.abort(new ImError(CloseCode.BAD_PROTOCOL, "no imserver: it does not speak im.v1"));
-    };
+    socket.onopen = () => this.#write(encodeFrame(FrameType.HELLO, hello, 1));
     socket.onmessage = ({ data }) => this.#received(data);
     socket.onerror = ({ message = "" }) => (this.#trouble ||= message);
     socket.onclose = ({ code, reason }) =>

@@ -159,10 +159,19 @@ class Deliveries {
     this.subscription.nack(seq);
   }
 
+  /** What comes again after a NACK is settled by itself, whatever is before it. */
+  ackAnother() {
+    const at = this.hands.findIndex((seq, n) => n > 0 && this.decided.get(seq) === "nack");
+    if (at < 0) return;
+    const [seq] = this.hands.splice(at, 1);
+    this.decided.set(seq, "ack");
+    this.subscription.ack(seq);
+  }
+
   async step() {
     const steps = [
       ...["commit", "commit", "send", "send", "send", "timeOut", "sendAside", "settle", "lose"],
-      ...["handOut", "handOut", "handOut", "decide", "decide", "nackAnother"],
+      ...["handOut", "handOut", "handOut", "decide", "decide", "nackAnother", "ackAnother"],
     ];
     await this[steps[this.random(steps.length)]]();
     if (this.failure) throw this.failure;

@@ -151,6 +151,19 @@ test("what was put off is not forgotten by a reconnect", async (t) => {
   assert.equal((await receipt).id, id);
 });
 
+test("what was put off waits its time, over a reconnect, too", async (t) => {
+  let { fake, client, conversation } = await connected(t, { waitTimeoutMs: 20 });
+  const [receipt] = kept(client);
+  const [{ id }] = await conversation.published();
+  conversation.say(FrameType.ERROR, { code: 503, retry_after_ms: 1e6, id, topic: "room:1" });
+  await conversation.pong();
+  conversation.leave();
+  conversation = await fake.nextWelcomed();
+  await conversation.pong();
+  await client.close();
+  assert.deepEqual(await refusal(receipt), [408, id, "room:1"]);
+});
+
 test("after its time a publish is 408, and not sent again", async (t) => {
   const { fake, client, conversation } = await connected(t);
   const [receipt] = kept(client, 1, { retryMs: 10 });
@@ -251,6 +264,30 @@ test("a frame that the next server does not take fails alone", async (t) => {
   const [again] = await conversation.published();
   conversation.receipt(again.id);
   await short;
+});
+
+test("so does a live one that waited for it", async (t) => {
+  const { fake, client, conversation } = await connected(t);
+  conversation.leave();
+  await client.heard.state.take();
+  const [long, short] = [new Uint8Array(2000), "short"].map((body) => client.publish("room:1", body));
+  long.catch(() => {});
+  const limits = { max_frame: 1000, window: 64, subscriptions: 9 };
+  const next = await fake.nextWelcomed({ limits });
+  assert.equal((await next.published())[0].body, "short");
+  assert.equal((await refusal(long))[0], 413);
+  assert.equal(await short, null);
+});
+
+test("frames of one turn leave in few messages, none of which is long", async (t) => {
+  const { client, conversation } = await connected(t);
+  const sizes = [];
+  conversation.socket.on("message", (data) => sizes.push(data.byteLength));
+  const bodies = [...Array(100).fill(new Uint8Array(10)), ...Array(9).fill(new Uint8Array(4000)), new Uint8Array(30_000)];
+  for (const body of bodies) client.publish("t", body);
+  await conversation.published(bodies.length);
+  assert.ok(sizes.length <= 5, `${sizes}`);
+  assert.deepEqual(sizes.filter((size) => size > 16_384), [30_000 + 36 + 1 + 3]);
 });
 
 test("an error about another topic is not its own", async (t) => {

@@ -162,6 +162,53 @@ test("it keeps trying while the server is away", async (t) => {
   assert.equal((await conversation.expect(FrameType.MESSAGE)).body, "back");
 });
 
+test("the wait is random up to an exponential bound, on top of what the server asked for", async (t) => {
+  t.mock.method(Math, "random", () => 1);
+  const reconnect = { base_ms: 1, factor: 2, max_ms: 5 };
+  let { fake, client, conversation } = await connected(t, { welcome: { reconnect } });
+  const delay = async () => {
+    for (;;) {
+      const { delayMs } = await client.heard.state.take();
+      if (delayMs !== null) return delayMs;
+    }
+  };
+  const waits = [];
+  for (const [code, retry_after_ms] of [[0], [0], [4153, 20], [0], [4201, 20], [4100, 0]]) {
+    conversation.leave(code, { retry_after_ms });
+    waits.push(await delay());
+    conversation = await fake.nextWelcomed({ reconnect });
+  }
+  assert.deepEqual(waits, [1, 2, 20 + 4, 5, 20 + 5, 5]);
+});
+
+test("only a connection that lasted starts the count anew", async (t) => {
+  t.mock.method(Math, "random", () => 1);
+  const lasting = { heartbeat: { interval_ms: 10, timeout_ms: 10, max_missed: 1000 } };
+  let { fake, client, conversation } = await connected(t);
+  const waits = [];
+  for (const welcome of [{}, {}, lasting, lasting]) {
+    conversation.leave();
+    let state = await client.heard.state.take();
+    while (state.delayMs === null) state = await client.heard.state.take();
+    waits.push(state.delayMs);
+    conversation = await fake.nextWelcomed(welcome);
+    if (welcome !== lasting) continue;
+    await conversation.expect(FrameType.PING);
+    conversation.write(wire.encodeFrame(FrameType.PONG));
+    await conversation.expect(FrameType.PING); // so it has lived for its interval
+  }
+  assert.deepEqual(waits, [1, 2, 4, 1]);
+});
+
+test("42xx names its own window for the first attempt", async (t) => {
+  t.mock.method(Math, "random", () => 1);
+  const { client, conversation } = await connected(t);
+  conversation.leave(4201, { retry_after_ms: 20 });
+  let state = await client.heard.state.take();
+  while (state.delayMs === null) state = await client.heard.state.take();
+  assert.deepEqual([state.delayMs, state.reason.code, state.reason.retryAfterMs], [20, 4201, 20]);
+});
+
 test("GOAWAY lets a waiting call have its answer", async (t) => {
   const { fake, client, conversation } = await connected(t);
   const calling = client.call("slow");
@@ -232,6 +279,21 @@ test("a call is answered, refused, or 408", async (t) => {
   assert.equal(await calls[0], null);
   await assert.rejects(calls[1], { name: "ImError", code: 1234, message: "no cats", retryAfterMs: 5 });
   await assert.rejects(calls[2], { code: 408 });
+  conversation.say(FrameType.ERROR, { code: 404 }, asked[2].request); // late: nobody's any more
+  conversation.say(FrameType.ERROR, { code: 429 });
+  assert.equal((await client.heard.error.take()).code, 429);
+});
+
+test("half of the request numbers may be in use, and no more", async (t) => {
+  const { client, conversation } = await connected(t);
+  const calls = Array.from({ length: 1 << 15 }, () => client.call("x"));
+  await Promise.race([Promise.allSettled(calls), new Promise(setImmediate)]);
+  await assert.rejects(client.call("one too many"), { code: 429 });
+  const numbers = new Set();
+  while (numbers.size < calls.length) numbers.add((await conversation.expect(FrameType.CALL)).request);
+  assert.ok(!numbers.has(0));
+  conversation.leave(4010);
+  for (const { reason } of await Promise.allSettled(calls)) assert.equal(reason.code, 4010);
 });
 
 test("calls wait for a connection, so many and so long", async (t) => {

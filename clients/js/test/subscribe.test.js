@@ -185,6 +185,7 @@ test("what is redelivered and still waits is not there twice", async (t) => {
   conversation.redeliver("room:1", 1, 2, 3);
   await conversation.pong();
   assert.deepEqual(await read(subscription, 3), [2, 3, 1]);
+  assert.equal(subscription.size, 0);
 });
 
 test("what was acknowledged while it came again is not handed out", async (t) => {
@@ -197,6 +198,43 @@ test("what was acknowledged while it came again is not handed out", async (t) =>
   await conversation.pong();
   subscription.ack(slow);
   assert.deepEqual(await read(subscription, 1), [2]);
+});
+
+test("what is refused while it waits to be handed out again is settled by itself", async (t) => {
+  const { client, conversation } = await connected(t);
+  const subscription = await followed(client, conversation);
+  conversation.deliverKept("room:1", 1, 2);
+  await read(subscription, 2);
+  conversation.redeliver("room:1", 2);
+  await conversation.pong();
+  subscription.nack(2);
+  assert.equal(await conversation.expect(FrameType.NACK), 2);
+  subscription.ack((await subscription.next()).value);
+  await conversation.pong(); // 1 is not decided about: an ACK of 2 would be taken for it, too
+  subscription.ack(1);
+  assert.equal(await conversation.expect(FrameType.ACK), 1);
+  assert.equal(await conversation.expect(FrameType.ACK), 2);
+});
+
+test("what is remembered of single messages is bounded", async (t) => {
+  let { fake, client, conversation } = await connected(t);
+  const subscription = await followed(client, conversation, { cursor: 2000, head: 3000 });
+  const asides = Array.from({ length: 1025 }, (_, n) => n + 1);
+  conversation.setAside("room:1", ...asides);
+  await read(subscription, asides.length);
+  subscription.ack(1); // the oldest: forgotten, and may come once more
+  subscription.ack(2);
+  assert.equal(await conversation.expect(FrameType.ACK), 2);
+  for (let seq = 2001; seq <= 2200; seq++) {
+    conversation.deliverKept("room:1", seq);
+    subscription.nack((await subscription.next()).value);
+    assert.equal(await conversation.expect(FrameType.NACK), seq);
+  }
+  conversation.leave();
+  conversation = await fake.nextWelcomed();
+  await conversation.grant({ durable: true, epoch: "e1", cursor: 2000, head: 3000 });
+  conversation.deliverKept("room:1", 2001, 2200); // the first is more than a window away
+  assert.equal(await conversation.expect(FrameType.NACK), 2200);
 });
 
 test("acks leave before the client does", async (t) => {
@@ -379,6 +417,22 @@ test("what nobody listens to is left in the store, and taken up when somebody do
   assert.deepEqual(await read((await joined.next()).value, 1), [1]);
 });
 
+test("what was left and then subscribed to is not joined any more", async (t) => {
+  const { client, conversation } = await connected(t);
+  conversation.say(FrameType.SUBSCRIBED, { topic: "group:7", durable: true });
+  const left = async () => {
+    const { request, topic } = await conversation.expect(FrameType.UNSUBSCRIBE);
+    conversation.say(FrameType.UNSUBSCRIBED, { topic }, request);
+    await conversation.pong();
+  };
+  await left();
+  const subscription = await subscribed(client, conversation, "group:7");
+  subscription.close();
+  await left();
+  client.joined();
+  await conversation.pong();
+});
+
 test("a joined subscription goes on over a reconnect, and ends with the membership", async (t) => {
   let { fake, client, conversation } = await connected(t);
   const joined = client.joined();
@@ -398,6 +452,16 @@ test("a joined subscription goes on over a reconnect, and ends with the membersh
   await assert.rejects(group.next(), { code: 403 });
   await client.close();
   assert.equal((await joined.next()).done, true);
+});
+
+test("a subscription that is asked for meanwhile is not begun by the one that is not", async (t) => {
+  const { client, conversation } = await connected(t);
+  const asking = client.subscribe("group:7", { durable: true });
+  const { request } = await conversation.expect(FrameType.SUBSCRIBE);
+  const said = { topic: "group:7", durable: true, missed: 2 };
+  conversation.say(FrameType.SUBSCRIBED, said);
+  conversation.say(FrameType.SUBSCRIBED, said, request);
+  assert.equal((await asking).missed, 2);
 });
 
 test("a subscription takes over from what was joined", async (t) => {
