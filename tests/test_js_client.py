@@ -128,7 +128,9 @@ def server(tmp_path: Path, site: Site) -> Iterator[Restartable]:
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_the_tests_of_the_client_pass(node: str, server: Restartable, site: Site, name: str) -> None:
+def test_the_tests_of_the_client_pass(
+    node: str, server: Restartable, site: Site, name: str
+) -> None:
     env = {"IMSERVER_URL": server.url, "IMSERVER_RESTART": f"{site.origin}/restart"}
     done = run([node, "--test", "--test-reporter=tap", f"test/{name}"], **env)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -48,7 +48,7 @@ class Deliveries {
 
   async #listen(conversation) {
     this.conversation = conversation;
-    for (let frame; (frame = await conversation.read()); ) {
+    for (let frame; (frame = await conversation.read());) {
       if (this.conversation !== conversation) return; // lost on its way
       if (frame.type === FrameType.PONG) this.#pong();
       else

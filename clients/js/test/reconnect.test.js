@@ -273,7 +273,14 @@ test("a call is answered, refused, or 408", async (t) => {
   const calls = [client.call("a", { n: 1 }), client.call("b"), client.call("c", null, { timeoutMs: 30 })];
   const asked = [];
   while (asked.length < 3) asked.push(await conversation.expect(FrameType.CALL));
-  assert.deepEqual(asked.map((call) => [call.method, call.params]), [["a", { n: 1 }], ["b", null], ["c", null]]);
+  assert.deepEqual(
+    asked.map((call) => [call.method, call.params]),
+    [
+      ["a", { n: 1 }],
+      ["b", null],
+      ["c", null],
+    ],
+  );
   conversation.say(FrameType.ERROR, { code: 1234, message: "no cats", retry_after_ms: 5 }, asked[1].request);
   conversation.say(FrameType.RESULT, {}, asked[0].request);
   assert.equal(await calls[0], null);
@@ -297,7 +304,9 @@ test("half of the request numbers may be in use, and no more", async (t) => {
 });
 
 test("calls wait for a connection, so many and so long", async (t) => {
-  const { client, conversation } = await connected(t, { welcome: { reconnect: { base_ms: 1e6, factor: 2, max_ms: 1e6 } } });
+  const { client, conversation } = await connected(t, {
+    welcome: { reconnect: { base_ms: 1e6, factor: 2, max_ms: 1e6 } },
+  });
   conversation.leave();
   await client.heard.state.take();
   const waiting = Array.from({ length: 1024 }, () => client.call("x", null, { timeoutMs: 50 }));

@@ -1,14 +1,30 @@
 /** Subscriptions: what is handed out, what is acknowledged when, and what comes again. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { connected, fakeFor, Flag, FrameType, followed, newClient, read, subscribed, WELCOME } from "./fake.js";
+import {
+  connected,
+  fakeFor,
+  Flag,
+  FrameType,
+  followed,
+  newClient,
+  read,
+  subscribed,
+  WELCOME,
+} from "./fake.js";
 import { wire } from "../imserver.js";
 
 // Live
 
 test("messages come as they were sent, to a loop that may be left and taken up again", async (t) => {
   const { client, conversation } = await connected(t);
-  const subscription = await subscribed(client, conversation, "room:1", {}, { head: 9, cursor: 9, first: 2, epoch: "e" });
+  const subscription = await subscribed(
+    client,
+    conversation,
+    "room:1",
+    {},
+    { head: 9, cursor: 9, first: 2, epoch: "e" },
+  );
   const { topic, durable, head, cursor, first, epoch, missed } = subscription;
   assert.deepEqual([topic, durable, head, cursor, first, epoch, missed], ["room:1", false, 9, 9, 2, "e", 0]);
   const seen = [];
@@ -19,7 +35,10 @@ test("messages come as they were sent, to a loop that may be left and taken up a
       if (message.body === last) break;
     }
   }
-  assert.deepEqual(seen, [1, 2, 3, 4].map((body) => ["room:1", "bob", body]));
+  assert.deepEqual(
+    seen,
+    [1, 2, 3, 4].map((body) => ["room:1", "bob", body]),
+  );
 });
 
 test("closing unsubscribes and ends the loop", async (t) => {
@@ -337,7 +356,13 @@ for (const epoch of ["e2", "e1"])
 
 test("behind a seq it resumes where it ended", async (t) => {
   let { fake, client, conversation } = await connected(t);
-  const subscription = await subscribed(client, conversation, "room:1", { after: 3 }, { cursor: 3, head: 5, epoch: "e1" });
+  const subscription = await subscribed(
+    client,
+    conversation,
+    "room:1",
+    { after: 3 },
+    { cursor: 3, head: 5, epoch: "e1" },
+  );
   conversation.deliverKept("room:1", 4, 5);
   assert.deepEqual(await read(subscription, 2), [4, 5]);
   assert.deepEqual([subscription.cursor, subscription.durable], [5, false]);
@@ -391,7 +416,13 @@ test("what the server subscribes us to comes by joined(), also what came before 
   conversation.write(
     wire.encodeFrame(FrameType.WELCOME, WELCOME, request),
     wire.encodeFrame(FrameType.SUBSCRIBED, { topic: "user:ann", durable: true, head: 1 }),
-    wire.encodeMessage({ topic: "user:ann", sender: "bob", body: Uint8Array.of(1), seq: 1, flags: Flag.DURABLE }),
+    wire.encodeMessage({
+      topic: "user:ann",
+      sender: "bob",
+      body: Uint8Array.of(1),
+      seq: 1,
+      flags: Flag.DURABLE,
+    }),
   );
   await starting;
   const joined = client.joined();
