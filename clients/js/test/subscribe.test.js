@@ -318,6 +318,25 @@ test("decisions that were lost are said again as the messages come", async (t) =
   assert.equal(await conversation.expect(FrameType.ACK), 4);
 });
 
+test("what was refused, came again and was acknowledged is settled although the NACK was lost", async (t) => {
+  let { fake, client, conversation } = await connected(t);
+  const subscription = await followed(client, conversation);
+  conversation.deliverKept("room:1", 1, 2, 3);
+  await read(subscription, 3);
+  subscription.ack(1);
+  subscription.nack(2);
+  subscription.nack(3);
+  conversation.redeliver("room:1", 3); // the server has not heard the NACK, and never will
+  await read(subscription, 1);
+  conversation.leave();
+  await client.heard.state.take();
+  subscription.ack(3);
+  conversation = await fake.nextWelcomed();
+  await conversation.grant({ durable: true, epoch: "e1", cursor: 1, head: 3 });
+  conversation.deliverKept("room:1", 3); // 2 is set aside
+  assert.equal(await conversation.expect(FrameType.ACK), 3);
+});
+
 test("redelivered after a reconnect is handed out", async (t) => {
   let { fake, client, conversation } = await connected(t);
   const subscription = await followed(client, conversation);
