@@ -1141,8 +1141,7 @@ class Link {
         this.#onFrame(frame);
       }
     } catch (error) {
-      if (!(error instanceof ImError)) throw error;
-      this.abort(error);
+      this.abort(error instanceof ImError ? error : new ImError(0, `the client failed: ${error}`));
     }
   }
 
@@ -1376,7 +1375,10 @@ export class Client extends EventTarget {
   async start() {
     if (this.#isStarted) throw new TypeError("started already");
     this.#isStarted = true;
-    this.#travel();
+    this.#travel().catch((error) => {
+      const closed = new ImError(0, `the client failed: ${error}`);
+      this.#finish(closed, closed);
+    });
     try {
       await this.#usable(this.#options.connectTimeoutMs);
     } catch (error) {

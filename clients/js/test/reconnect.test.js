@@ -84,6 +84,17 @@ for (const [what, say] of [
     await assert.rejects(starting, { code: 4004 });
   });
 
+test("a WebSocket that may not be made ends the client, as ws: in a page of https: does", async (t) => {
+  class Insecure {
+    constructor() {
+      throw new Error("SecurityError");
+    }
+  }
+  const client = newClient(t, await fakeFor(t), { WebSocket: Insecure });
+  await assert.rejects(client.start(), { code: 0, message: /SecurityError/ });
+  assert.equal(client.state, "closed");
+});
+
 test("bad options are refused at once", () => {
   const options = { user: "ann", WebSocket };
   assert.throws(() => new Client("not an address", options), TypeError);
@@ -207,6 +218,21 @@ test("42xx names its own window for the first attempt", async (t) => {
   let state = await client.heard.state.take();
   while (state.delayMs === null) state = await client.heard.state.take();
   assert.deepEqual([state.delayMs, state.reason.code, state.reason.retryAfterMs], [20, 4201, 20]);
+});
+
+test("a browser that has a network again does not wait", async (t) => {
+  const page = new EventTarget();
+  for (const name of ["addEventListener", "removeEventListener"]) {
+    globalThis[name] = page[name].bind(page);
+    t.after(() => delete globalThis[name]);
+  }
+  const reconnect = { base_ms: 1e6, factor: 2, max_ms: 1e6 };
+  const { fake, client, conversation } = await connected(t, { welcome: { reconnect } });
+  conversation.leave();
+  while ((await client.heard.state.take()).delayMs === null);
+  await new Promise(setImmediate);
+  page.dispatchEvent(new Event("online"));
+  await fake.nextWelcomed();
 });
 
 test("GOAWAY lets a waiting call have its answer", async (t) => {
