@@ -164,6 +164,17 @@ test("what was set aside is acknowledged by itself", async (t) => {
   assert.deepEqual(acks.sort(), [5, 9]);
 });
 
+test("a dead letter that is sent once more is acknowledged by itself, whatever is undecided", async (t) => {
+  const { client, conversation } = await connected(t);
+  const subscription = await followed(client, conversation);
+  conversation.deliverKept("room:1", 1, 2, 3);
+  await read(subscription, 3);
+  conversation.setAside("room:1", 2); // the server's cursor is past 1 and 2: they were dead
+  subscription.ack((await subscription.next()).value);
+  assert.equal(await conversation.expect(FrameType.ACK), 2);
+  await conversation.pong();
+});
+
 test("nothing is acknowledged that was not handed out", async (t) => {
   const { client, conversation } = await connected(t);
   const subscription = await followed(client, conversation);
@@ -217,6 +228,10 @@ test("what was acknowledged while it came again is not handed out", async (t) =>
   await conversation.pong();
   subscription.ack(slow);
   assert.deepEqual(await read(subscription, 1), [2]);
+  conversation.redeliver("room:1", 1);
+  assert.equal(await conversation.expect(FrameType.ACK), 1);
+  await conversation.pong();
+  assert.equal(subscription.size, 0);
 });
 
 test("what is refused while it waits to be handed out again is settled by itself", async (t) => {
