@@ -237,8 +237,9 @@ def test_the_example_page_is_a_chat(browser: Any, server: Restartable, site: Sit
     for page in pages.values():
         for name in pages:
             page.get_by_text(f"{name}: hello from <{name}>").wait_for()
-    server.restart()
+    server.running.stop()
     pages["bob"].get_by_text("reconnecting").wait_for()
+    server.restart()
     pages["bob"].get_by_text("connected as").wait_for()
     pages["bob"].get_by_label("Message").fill("still here")
     pages["bob"].get_by_label("Message").press("Enter")
