@@ -13,7 +13,7 @@ import { connected, followed, FrameType } from "./fake.js";
 
 const TOPIC = "room:1";
 const WINDOW = 3;
-const RUNS = 40;
+const RUNS = Number(process.env.RUNS ?? 20);
 const STEPS = 120;
 
 function randomFrom(seed) {
