@@ -211,10 +211,10 @@ def _lines(section: Section, path: str) -> Iterator[str]:
         key = f"{path}.{name}".lstrip(".")
         if isinstance(value, Section):
             below.append((key, f"[{key}]", value))
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             below += [(key, f"[[{key}]]", item) for item in value]
-            if not value:
-                yield f"{name} = []"
+        elif isinstance(value, tuple):
+            yield f"{name} = [{', '.join(map(toml_value, value))}]"
         elif name in SECRETS and value:
             yield f'{name} = "***"'
         else:
