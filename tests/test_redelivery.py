@@ -683,6 +683,17 @@ async def test_what_waits_for_no_answer_cannot_be_refused(stage: Stage) -> None:
     assert (await refused(stage.delivery.on_ack(999, 1))).code == ErrorCode.NOT_FOUND
 
 
+async def test_what_the_tags_kept_back_cannot_be_refused(stage: Stage) -> None:
+    sub = await stage.subscribe(tags="x")
+    await published(stage, 1, "z")
+    await published(stage, 1, "x")
+    error = await refused(stage.delivery.on_nack(sub.number, 1))
+    assert error.code == ErrorCode.NOT_FOUND
+    assert await stage.timeline.dead() == []
+    await stage.delivery.on_nack(sub.number, 2)
+    assert [one.seq for one in await stage.timeline.dead()] == [2]
+
+
 # Redrive
 
 
