@@ -6,7 +6,7 @@ CORE := $(wildcard _core/*) $(wildcard bench/*.[ch]) bench/build_ffi.py
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIM_DEBUG -O1 -g
 ASAN_LIB := build/asan/lib
 
-.PHONY: run test setup build check fmt asan tsan torture peers bench micro instructions clean help
+.PHONY: run test setup build check fmt asan tsan torture autobahn peers bench micro instructions clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,9 @@ tsan: build  ## the core alone, in a storm, under TSan
 
 torture: build  ## a server killed N times under traffic (about a second each); N=1000
 	$(BIN)/python tests/torture.py $(or $(N),1000)
+
+autobahn: build  ## the cases of the Autobahn WebSocket test suite; ARGS="-i '9.*'" for some
+	ci/autobahn $(ARGS)
 
 peers: setup  ## the servers that bench compares with: Debian packages and Python ones
 	ci/peers

@@ -16,12 +16,15 @@ HEADERS = (
     "filter",
     "frame",
     "heartbeat",
+    "mask",
     "outbox",
     "pool",
     "queue",
     "receipts",
     "rights",
     "ring",
+    "utf8",
+    "websocket",
 )
 
 DECLARATIONS = """
@@ -160,6 +163,19 @@ void im_heartbeat_seen(struct im_heartbeat *, uint32_t slot, uint32_t now_ms);
 uint32_t im_heartbeat_sweep(struct im_heartbeat *, uint32_t *at, uint32_t now_ms,
                             enum im_pulse *);
 uint32_t im_heartbeat_tick_ms(const struct im_heartbeat *);
+
+void im_mask(uint8_t *to, const uint8_t *from, size_t len, uint8_t key[4]);
+
+struct im_utf8 { ...; };
+bool im_utf8_feed(struct im_utf8 *, struct im_span piece);
+bool im_utf8_is_whole(const struct im_utf8 *);
+
+struct im_websocket { uint64_t left; uint8_t opcode; uint8_t message; bool is_inside;
+                      bool is_last; ...; };
+enum im_status im_websocket_head(struct im_websocket *, struct im_span *in);
+size_t im_websocket_take(struct im_websocket *, struct im_span *in, uint8_t *to);
+size_t im_websocket_write(uint8_t *to, uint8_t opcode, uint64_t len);
+bool im_websocket_may_close(uint16_t code);
 
 struct im_receipt_key { uint64_t a, b; };
 struct im_receipt { struct im_receipt_key key; uint64_t content; uint64_t seq; uint64_t time_ms;

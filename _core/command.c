@@ -12,6 +12,9 @@
 #include "follow.h"
 #include "imcore.h"
 #include "journal.h"
+#include "upgrade.h"
+#include "web.h"
+#include "wrap.h"
 
 /* Python may order as fast as we obey; sockets and timers must not wait. */
 #define COMMANDS_A_TURN 1024
@@ -301,6 +304,14 @@ static void on_connection(struct im_loop *loop, uint32_t slot,
     case IM_COMMAND_DRAIN:
         on_drain(loop, slot, rest);
         break;
+    case IM_COMMAND_UPGRADE:
+        im_upgrade_accept(loop, slot, (uint8_t)record->a, rest);
+        break;
+    case IM_COMMAND_WEB:
+        im_wrap_say(loop, slot, (uint8_t)record->b, rest);
+        end_upcall(loop, slot, record->a);
+        im_web_settle(loop, slot);
+        break;
     case IM_COMMAND_CLOSE:
         im_conn_close(loop, slot, record->a, rest);
         break;
@@ -322,6 +333,10 @@ void im_command_take(struct im_loop *loop)
         switch (record->kind) {
         case IM_COMMAND_LISTEN:
             im_loop_listen(loop, (int)record->b);
+            break;
+        case IM_COMMAND_ADOPT:
+            atomic_fetch_add_explicit(&loop->placed, 1, memory_order_relaxed);
+            im_accept_adopt(loop, (int)record->b);
             break;
         case IM_COMMAND_UNLISTEN:
             im_loop_unlisten(loop);

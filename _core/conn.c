@@ -13,8 +13,10 @@
  */
 #include "conn.h"
 
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -23,6 +25,8 @@
 #include "imcore.h"
 #include "receipts.h"
 #include "transport.h"
+#include "web.h"
+#include "wrap.h"
 
 /* Bytes in one outbox that end the gathering of a turn early. */
 #define FLUSH_BYTES (128u << 10)
@@ -121,6 +125,27 @@ enum im_status im_conn_name(struct im_loop *loop, uint32_t slot,
     return IM_OK;
 }
 
+size_t im_conn_peer(const struct im_conn *conn, char *to, size_t room)
+{
+    struct sockaddr_storage any = {0};
+    socklen_t len = sizeof any;
+    char host[INET6_ADDRSTRLEN];
+    int written = 0;
+
+    if (getpeername(conn->fd, (struct sockaddr *)&any, &len) < 0)
+        return 0;
+    if (any.ss_family == AF_INET) {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)&any;
+        if (inet_ntop(AF_INET, &in->sin_addr, host, sizeof host))
+            written = snprintf(to, room, "%s:%u", host, ntohs(in->sin_port));
+    } else if (any.ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in = (const struct sockaddr_in6 *)&any;
+        if (inet_ntop(AF_INET6, &in->sin6_addr, host, sizeof host))
+            written = snprintf(to, room, "[%s]:%u", host, ntohs(in->sin6_port));
+    }
+    return written > 0 ? (size_t)written : 0;
+}
+
 enum im_status im_loop_tell(struct im_loop *loop, struct im_record record,
                             const struct im_span *parts, size_t count)
 {
@@ -194,8 +219,10 @@ static enum im_status push_bytes(struct im_loop *loop, struct im_conn *conn,
     while (conn->outbox.bytes) {
         enum im_status status;
         im_outbox_gather(&conn->outbox, gather);
-        size_t sent =
-            im_transport_write(conn->fd, gather->parts, gather->count, &status);
+        size_t sent = IM_LIKELY(conn->transport == IM_TRANSPORT_TCP)
+                          ? im_transport_write(conn->fd, gather->parts,
+                                               gather->count, &status)
+                          : im_wrap_write(loop, slot, &status);
         im_stat_add(&loop->stats.sends, 1);
         if (status == IM_BAD)
             return IM_BAD;
@@ -304,6 +331,8 @@ static void let_go(struct im_loop *loop, uint32_t slot)
     if (conn->tail)
         im_msg_drop(&loop->pool, conn->tail);
     conn->tail = NULL;
+    if (conn->transport != IM_TRANSPORT_TCP)
+        im_web_let_go(loop, slot);
     if (conn->user_len > sizeof loop->users[slot].inside)
         free(loop->users[slot].apart);
     conn->user_len = 0;
@@ -340,7 +369,7 @@ void im_conn_close(struct im_loop *loop, uint32_t slot, uint16_t code,
         return;
     }
     let_go(loop, slot);
-    conn->close_code = code;
+    conn->close_code = code == IM_CLOSE_NORMAL ? IM_CLOSE_PEER : code;
     im_conn_enter(loop, conn, IM_STATE_CLOSING);
     im_conn_tell_closed(loop, slot);
     if (code == IM_CLOSE_PEER) {
@@ -350,13 +379,18 @@ void im_conn_close(struct im_loop *loop, uint32_t slot, uint16_t code,
     }
 
     /* A reader too slow for its outbox will hardly take the rest. */
-    if (conn->marks & IM_MARK_DOOMED || code == IM_CLOSE_SLOW)
-        im_outbox_cut(&conn->outbox, &loop->pool);
+    bool is_slow = conn->marks & IM_MARK_DOOMED || code == IM_CLOSE_SLOW;
     conn->marks &= (uint8_t)~IM_MARK_DOOMED;
     conn->pause = 0;
     if (frame.len == 0)
         frame = im_core_goodbye_for(core, conn->codec, code);
-    im_conn_send(loop, slot, frame);
+    if (IM_LIKELY(conn->transport == IM_TRANSPORT_TCP)) {
+        if (is_slow)
+            im_outbox_cut(&conn->outbox, &loop->pool);
+        im_conn_send(loop, slot, frame);
+    } else {
+        im_wrap_close(loop, slot, code, frame, is_slow);
+    }
     im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_DEAF);
     im_heartbeat_watch(&loop->heartbeat, slot, IM_WATCH_CLOSING, loop->now_ms);
     list_add(&loop->dirty, conn, slot, IM_MARK_DIRTY);

@@ -27,6 +27,9 @@ static inline struct im_span im_conn_user(const struct im_loop *loop,
 enum im_status im_conn_name(struct im_loop *loop, uint32_t slot,
                             struct im_span user, struct im_span device);
 
+/* "127.0.0.1:5000" or "[::1]:5000"; empty for what is not TCP. */
+size_t im_conn_peer(const struct im_conn *conn, char *to, size_t room);
+
 /* The slot of a connection that still takes part, or IM_NONE. */
 uint32_t im_conn_slot(const struct im_loop *loop, uint64_t id);
 

@@ -28,6 +28,13 @@ EVENT_WANT = IM_EVENT_WANT
 EVENT_CURSORS = IM_EVENT_CURSORS
 EVENT_POSITION = IM_EVENT_POSITION
 EVENT_REDELIVERED = IM_EVENT_REDELIVERED
+EVENT_UPGRADE = IM_EVENT_UPGRADE
+EVENT_WEB = IM_EVENT_WEB
+
+WEB = IM_TRANSPORT_WEB
+PLAIN = IM_TRANSPORT_PLAIN
+TEXT = IM_WS_TEXT
+BINARY = IM_WS_BINARY
 
 ENDS_NOTHING = IM_ENDS_NOTHING
 ENDS_PAUSE = IM_ENDS_PAUSE
@@ -143,6 +150,12 @@ cdef class Core:
             return
         self._command(0, order(IM_COMMAND_LISTEN, 0, 0, <uint32_t>fd), NULL, 0)
 
+    def adopt(self, int fd):
+        if self._stopped:
+            close(fd)
+            return
+        self._command(0, order(IM_COMMAND_ADOPT, 0, 0, <uint32_t>fd), NULL, 0)
+
     def unlisten(self):
         self._command(0, order(IM_COMMAND_UNLISTEN, 0), NULL, 0)
 
@@ -188,6 +201,18 @@ cdef class Core:
     def send(self, uint64_t conn, bytes frame not None, uint16_t ends=IM_ENDS_NOTHING):
         cdef im_span part = span(frame)
         self._tell(order(IM_COMMAND_SEND, conn, ends), &part, 1)
+
+    def upgrade(self, uint64_t conn, uint16_t transport, bytes response not None):
+        cdef im_span part = span(response)
+        if transport not in (IM_TRANSPORT_WEB, IM_TRANSPORT_PLAIN):
+            raise ValueError("a request becomes WEB or PLAIN")
+        self._tell(order(IM_COMMAND_UPGRADE, conn, transport), &part, 1)
+
+    def say(
+        self, uint64_t conn, uint32_t opcode, bytes message not None, uint16_t ends=IM_ENDS_NOTHING
+    ):
+        cdef im_span part = span(message)
+        self._tell(order(IM_COMMAND_WEB, conn, ends, opcode), &part, 1)
 
     def decide(self, uint64_t conn, bytes topic not None, uint32_t verdict, uint16_t code=0):
         cdef im_span part = span(topic)

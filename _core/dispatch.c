@@ -13,11 +13,6 @@
  */
 #include "dispatch.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <stdio.h>
-#include <sys/socket.h>
-
 #include "conn.h"
 #include "fanout.h"
 #include "follow.h"
@@ -39,10 +34,10 @@ enum im_fate im_dispatch_close(struct im_loop *loop, uint32_t slot,
     return IM_GONE;
 }
 
-/* Tells Python and pauses. A full event queue leaves the frame unread. */
-static enum im_fate upcall(struct im_loop *loop, uint32_t slot,
-                           struct im_record record, const struct im_span *parts,
-                           size_t count, enum im_pause pause)
+enum im_fate im_dispatch_tell(struct im_loop *loop, uint32_t slot,
+                              struct im_record record,
+                              const struct im_span *parts, size_t count,
+                              enum im_pause pause)
 {
     record.conn = im_conn_id(loop, slot);
     /* In order of arrival: nobody overtakes those who wait for room. */
@@ -68,7 +63,8 @@ static enum im_fate refuse(struct im_loop *loop, uint32_t slot, uint16_t code,
     struct im_span parts[] = {{id, sizeof id}, topic};
     struct im_record record = {
         .kind = IM_EVENT_REFUSED, .a = code, .b = frame->request};
-    enum im_fate fate = upcall(loop, slot, record, parts, 2, IM_PAUSE_UPCALL);
+    enum im_fate fate =
+        im_dispatch_tell(loop, slot, record, parts, 2, IM_PAUSE_UPCALL);
     if (fate == IM_TAKEN)
         im_stat_add(&loop->stats.refusals, 1);
     return fate;
@@ -77,28 +73,6 @@ static enum im_fate refuse(struct im_loop *loop, uint32_t slot, uint16_t code,
 static struct im_span body_of(const struct im_frame *frame)
 {
     return (struct im_span){frame->at + IM_HEAD_LEN, frame->size - IM_HEAD_LEN};
-}
-
-/* "127.0.0.1:5000" or "[::1]:5000"; empty for what is not TCP. */
-static size_t peer_name(int fd, char *to, size_t room)
-{
-    struct sockaddr_storage any = {0};
-    socklen_t len = sizeof any;
-    char host[INET6_ADDRSTRLEN];
-    int written = 0;
-
-    if (getpeername(fd, (struct sockaddr *)&any, &len) < 0)
-        return 0;
-    if (any.ss_family == AF_INET) {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)&any;
-        if (inet_ntop(AF_INET, &in->sin_addr, host, sizeof host))
-            written = snprintf(to, room, "%s:%u", host, ntohs(in->sin_port));
-    } else if (any.ss_family == AF_INET6) {
-        const struct sockaddr_in6 *in = (const struct sockaddr_in6 *)&any;
-        if (inet_ntop(AF_INET6, &in->sin6_addr, host, sizeof host))
-            written = snprintf(to, room, "[%s]:%u", host, ntohs(in->sin6_port));
-    }
-    return written > 0 ? (size_t)written : 0;
 }
 
 static enum im_fate on_hello(struct im_loop *loop, uint32_t slot,
@@ -112,12 +86,13 @@ static enum im_fate on_hello(struct im_loop *loop, uint32_t slot,
     if (im_frame_check_client(frame) != IM_OK)
         return im_dispatch_close(loop, slot, IM_CLOSE_BAD_PROTOCOL);
 
-    uint8_t peer_len = (uint8_t)peer_name(conn->fd, peer, sizeof peer);
+    uint8_t peer_len = (uint8_t)im_conn_peer(conn, peer, sizeof peer);
     struct im_span parts[] = {
         {&peer_len, 1}, {(const uint8_t *)peer, peer_len}, body_of(frame)};
     struct im_record record = {
         .kind = IM_EVENT_HELLO, .a = frame->flags, .b = frame->request};
-    enum im_fate fate = upcall(loop, slot, record, parts, 3, IM_PAUSE_UPCALL);
+    enum im_fate fate =
+        im_dispatch_tell(loop, slot, record, parts, 3, IM_PAUSE_UPCALL);
     if (fate == IM_TAKEN) {
         /* Goodbyes exist in the codecs of control bodies, not for bytes. */
         uint8_t codec = frame->flags >> IM_CODEC_SHIFT;
@@ -141,9 +116,9 @@ static enum im_fate on_control(struct im_loop *loop, uint32_t slot,
                                .b = frame->request};
 
     if (frame->type != IM_CALL)
-        return upcall(loop, slot, record, &body, 1, IM_PAUSE_UPCALL);
+        return im_dispatch_tell(loop, slot, record, &body, 1, IM_PAUSE_UPCALL);
 
-    enum im_fate fate = upcall(loop, slot, record, &body, 1, 0);
+    enum im_fate fate = im_dispatch_tell(loop, slot, record, &body, 1, 0);
     if (fate == IM_TAKEN && ++conn->calls >= loop->core->config.calls)
         im_conn_pause(conn, IM_PAUSE_CALLS);
     return fate;
@@ -188,7 +163,8 @@ static enum im_fate on_ack(struct im_loop *loop, uint32_t slot,
     struct im_span part = {(const uint8_t *)told, sizeof told};
     struct im_record record = {
         .kind = IM_EVENT_POSITION, .a = frame->type, .b = cursor->number};
-    enum im_fate fate = upcall(loop, slot, record, &part, 1, IM_PAUSE_UPCALL);
+    enum im_fate fate =
+        im_dispatch_tell(loop, slot, record, &part, 1, IM_PAUSE_UPCALL);
     if (fate == IM_TAKEN)
         cursor->marks |= IM_CURSOR_FORWARD;
     return fate;
@@ -301,7 +277,7 @@ static enum im_fate hand_to_hook(struct im_loop *loop, uint32_t slot,
     struct im_span whole = {frame->at, frame->size};
     struct im_record record = {.kind = IM_EVENT_MESSAGE};
 
-    enum im_fate fate = upcall(loop, slot, record, &whole, 1, 0);
+    enum im_fate fate = im_dispatch_tell(loop, slot, record, &whole, 1, 0);
     if (fate == IM_TAKEN && ++conn->calls >= loop->core->config.calls)
         im_conn_pause(conn, IM_PAUSE_CALLS);
     return fate;
@@ -345,8 +321,8 @@ static enum im_fate on_message(struct im_loop *loop, uint32_t slot,
     }
 
     struct im_record record = {.kind = IM_EVENT_ASK};
-    if (upcall(loop, slot, record, &message.topic, 1, IM_PAUSE_UPCALL) ==
-        IM_TAKEN)
+    if (im_dispatch_tell(loop, slot, record, &message.topic, 1,
+                         IM_PAUSE_UPCALL) == IM_TAKEN)
         im_stat_add(&loop->stats.asks, 1);
     return IM_LEFT;
 }

@@ -20,6 +20,13 @@ enum im_fate {
 enum im_fate im_dispatch(struct im_loop *loop, uint32_t slot,
                          struct im_frame *frame, struct im_msg *owned);
 
+/* Tells Python, and pauses until it answers. IM_LEFT when the event queue is
+ * full: whatever this is about waits then, and is told again. */
+enum im_fate im_dispatch_tell(struct im_loop *loop, uint32_t slot,
+                              struct im_record record,
+                              const struct im_span *parts, size_t count,
+                              enum im_pause pause);
+
 /* Closes a connection whose bytes are no frames, or too many. */
 enum im_fate im_dispatch_close(struct im_loop *loop, uint32_t slot,
                                uint16_t code);

@@ -37,7 +37,12 @@ enum im_event {
     IM_EVENT_POSITION = 11,
     /* The answer to IM_COMMAND_REDELIVER: a = 1 when it was sent, 0 when the
      * peer is silent or does not read; b = number. */
-    IM_EVENT_REDELIVERED = 12
+    IM_EVENT_REDELIVERED = 12,
+    /* A request for WebSocket: bytes = u8 n, n bytes of address, its head. The
+     * connection is paused. IM_EVENT_CLOSED will follow. */
+    IM_EVENT_UPGRADE = 13,
+    /* A whole message of a plain WebSocket: a = 1 text, 2 binary; a call. */
+    IM_EVENT_WEB = 14
 };
 
 /* Publications of Python with a token that wait for their KEPT: at most so
@@ -76,8 +81,10 @@ enum im_command {
     IM_COMMAND_REDELIVER = 17,  /* a = ms of silence that are too long, b =
                                    number; frames */
     IM_COMMAND_ADVANCE = 18,    /* b = number; u64 seq */
+    IM_COMMAND_UPGRADE = 20,    /* a = transport; response */
+    IM_COMMAND_WEB = 21,        /* a = ends, b = opcode; message */
+    IM_COMMAND_ADOPT = 13,      /* b = socket; also between threads */
     /* Between threads. */
-    IM_COMMAND_ADOPT = 13, /* b = socket */
     IM_COMMAND_RELAY = 14, /* conn = address of a lent message */
     IM_COMMAND_COMMIT = 19 /* conn = address of a message, a = 0 or error code;
                               struct im_origin for the thread it belongs to */
@@ -93,6 +100,11 @@ struct im_begin {
 /* The close codes the core uses by itself; docs/protocol.md lists all. */
 enum im_close_code {
     IM_CLOSE_PEER = 0,
+    IM_CLOSE_NORMAL = 1000, /* those below 4000 are of WebSocket */
+    IM_CLOSE_WEB_PROTOCOL = 1002,
+    IM_CLOSE_WEB_KIND = 1003,
+    IM_CLOSE_WEB_TEXT = 1007,
+    IM_CLOSE_WEB_LARGE = 1009,
     IM_CLOSE_UNAUTHORIZED = 4001,
     IM_CLOSE_BAD_PROTOCOL = 4004,
     IM_CLOSE_TOO_LARGE = 4013,

@@ -13,6 +13,7 @@
 #include "conn.h"
 #include "follow.h"
 #include "imcore.h"
+#include "transport.h"
 
 /* Far enough to hide a miss behind the work on the members before it. */
 #define PREFETCH_AHEAD 8u
@@ -133,7 +134,8 @@ void im_fanout_broadcast(struct im_loop *loop, struct im_msg *msg)
     stamp(msg, loop->time_ms);
     for (uint32_t slot = 0; slot < loop->conn_used; slot++) {
         uint8_t state = loop->conns[slot].state;
-        if (state != IM_STATE_ACTIVE && state != IM_STATE_DRAINING)
+        if ((state != IM_STATE_ACTIVE && state != IM_STATE_DRAINING) ||
+            loop->conns[slot].transport == IM_TRANSPORT_PLAIN)
             continue;
         if (!im_conn_put(loop, slot, msg, IM_FOR_MESSAGE))
             continue;

@@ -3,6 +3,13 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from *:
+    """
+    #include "imcore.h"
+    #include "transport.h"
+    """
+
+
 cdef extern from "imcore.h" nogil:
     enum im_status:
         IM_OK
@@ -67,6 +74,9 @@ cdef extern from "imcore.h" nogil:
         IM_COMMAND_FEED
         IM_COMMAND_REDELIVER
         IM_COMMAND_ADVANCE
+        IM_COMMAND_ADOPT
+        IM_COMMAND_UPGRADE
+        IM_COMMAND_WEB
 
         IM_EVENT_HELLO
         IM_EVENT_FRAME
@@ -80,6 +90,13 @@ cdef extern from "imcore.h" nogil:
         IM_EVENT_CURSORS
         IM_EVENT_POSITION
         IM_EVENT_REDELIVERED
+        IM_EVENT_UPGRADE
+        IM_EVENT_WEB
+
+        IM_TRANSPORT_WEB
+        IM_TRANSPORT_PLAIN
+        IM_WS_TEXT
+        IM_WS_BINARY
 
         IM_ALLOW
         IM_HOOK

@@ -16,6 +16,8 @@
 #include "dispatch.h"
 #include "imcore.h"
 #include "transport.h"
+#include "upgrade.h"
+#include "web.h"
 
 /* What an unfinished frame is asked for first: its length. */
 #define LENGTH_LEN 4u
@@ -45,6 +47,12 @@ static enum im_fate keep(struct im_loop *loop, uint32_t slot,
     conn->tail = tail;
     conn->tail_want = want;
     return IM_LEFT;
+}
+
+enum im_fate im_intake_keep(struct im_loop *loop, uint32_t slot,
+                            struct im_span rest)
+{
+    return keep(loop, slot, rest, 0);
 }
 
 static uint32_t frame_max(const struct im_loop *loop,
@@ -203,9 +211,7 @@ static enum im_fate take_tail(struct im_loop *loop, uint32_t slot,
     return fate;
 }
 
-/* Takes fresh bytes while an unfinished frame or a backlog may be kept. */
-static void take_bytes(struct im_loop *loop, uint32_t slot,
-                       struct im_span fresh)
+void im_intake_take(struct im_loop *loop, uint32_t slot, struct im_span fresh)
 {
     struct im_conn *conn = &loop->conns[slot];
 
@@ -265,7 +271,8 @@ void im_intake_read(struct im_loop *loop, uint32_t slot)
         return; /* its backlog comes first, later in this turn */
 
     /* A large unfinished frame is read to where it is collected. */
-    if (conn->tail && (direct = tail_space(loop, conn)) > 0)
+    if (conn->tail && conn->transport == IM_TRANSPORT_TCP &&
+        (direct = tail_space(loop, conn)) > 0)
         parts[count++] =
             (struct iovec){conn->tail->bytes + conn->tail->len, direct};
     uint8_t *space = im_ring_space(&loop->ring, 1, &room);
@@ -288,7 +295,13 @@ void im_intake_read(struct im_loop *loop, uint32_t slot)
     if (into_tail)
         conn->tail->len += into_tail;
     im_ring_commit(&loop->ring, (uint32_t)got - into_tail);
-    take_bytes(loop, slot, im_ring_peek(&loop->ring));
+    struct im_span fresh = im_ring_peek(&loop->ring);
+    if (IM_LIKELY(conn->transport == IM_TRANSPORT_TCP) &&
+        !(conn->state == IM_STATE_HANDSHAKE && !conn->tail &&
+          im_upgrade_begins(fresh)))
+        im_intake_take(loop, slot, fresh);
+    else
+        im_web_take(loop, slot, fresh);
     im_ring_consume(&loop->ring, (uint32_t)got - into_tail);
 }
 
@@ -296,13 +309,20 @@ void im_intake_resume(struct im_loop *loop, uint32_t slot)
 {
     struct im_conn *conn = &loop->conns[slot];
 
+    if (conn->transport == IM_TRANSPORT_PLAIN && !im_web_retell(loop, slot))
+        return;
     if (conn->tail && conn->tail_want == 0) {
         struct im_msg *backlog = conn->tail;
         struct im_span in = {backlog->bytes, backlog->len};
         conn->tail = NULL;
-        take_frames(loop, slot, in);
+        if (conn->transport != IM_TRANSPORT_TCP && loop->webs[slot].is_raw)
+            im_web_take(loop, slot, in);
+        else
+            take_frames(loop, slot, in);
         im_msg_drop(&loop->pool, backlog);
     }
+    if (conn->transport != IM_TRANSPORT_TCP)
+        im_web_settle(loop, slot);
     if (conn->state != IM_STATE_CLOSED && !conn->pause)
         im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_DEAF);
 }

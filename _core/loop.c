@@ -21,6 +21,8 @@
 #include "imcore.h"
 #include "intake.h"
 #include "journal.h"
+#include "transport.h"
+#include "wrap.h"
 
 #define EVENTS_A_TURN 512
 
@@ -84,17 +86,19 @@ static enum im_status init_memory(struct im_loop *loop)
     loop->conn_vacant = IM_NONE;
     loop->conns = calloc(slots + 1, sizeof *loop->conns);
     loop->users = calloc(slots + 1, sizeof *loop->users);
+    loop->webs = calloc(slots + 1, sizeof *loop->webs);
     /* A slot may be put on a list again while it is being walked. */
     loop->dirty.slots = calloc(2u * slots + 1, sizeof *loop->dirty.slots);
     loop->resume.slots = calloc(2u * slots + 1, sizeof *loop->resume.slots);
     loop->relay_count = threads;
     loop->relays = aligned_alloc(IM_CACHE_LINE, threads * sizeof *loop->relays);
-    loop->gather.scratch = malloc(IM_GATHER_SCRATCH);
+    loop->gather.memory = malloc(IM_GATHER_HEAD + IM_GATHER_SCRATCH);
     loop->owed_tokens = calloc(IM_KEEPING_MAX, sizeof *loop->owed_tokens);
-    if (!loop->conns || !loop->users || !loop->dirty.slots ||
-        !loop->resume.slots || !loop->relays || !loop->gather.scratch ||
+    if (!loop->conns || !loop->users || !loop->webs || !loop->dirty.slots ||
+        !loop->resume.slots || !loop->relays || !loop->gather.memory ||
         !loop->owed_tokens)
         return IM_FULL;
+    loop->gather.scratch = loop->gather.memory + IM_GATHER_HEAD;
     memset(loop->relays, 0, threads * sizeof *loop->relays);
 
     /* A whole frame must fit into a message, and so must a backlog: what one
@@ -177,12 +181,12 @@ static void read_gauges(struct im_loop *loop)
 }
 
 /* For the queues of one that ends: sockets in them belong to nobody else. */
-static void close_queued(struct im_queue *queue, uint16_t kind)
+static void close_queued(struct im_queue *queue, uint16_t kind, uint16_t other)
 {
     const struct im_record *record;
 
     while (queue->bytes && (record = im_queue_peek(queue))) {
-        if (record->kind == kind)
+        if (record->kind == kind || record->kind == other)
             close((int)record->b);
         im_queue_consume(queue, record);
     }
@@ -203,10 +207,10 @@ void im_loop_end(struct im_loop *loop)
 void im_loop_free(struct im_loop *loop)
 {
     for (uint32_t i = 0; loop->relays && i < loop->relay_count; i++) {
-        close_queued(&loop->relays[i], IM_COMMAND_ADOPT);
+        close_queued(&loop->relays[i], IM_COMMAND_ADOPT, IM_COMMAND_ADOPT);
         im_queue_free(&loop->relays[i]);
     }
-    close_queued(&loop->commands, IM_COMMAND_LISTEN);
+    close_queued(&loop->commands, IM_COMMAND_LISTEN, IM_COMMAND_ADOPT);
     im_queue_free(&loop->events);
     im_queue_free(&loop->commands);
     im_queue_free(&loop->journal);
@@ -219,10 +223,11 @@ void im_loop_free(struct im_loop *loop)
     im_pool_free(&loop->pool);
     im_ring_free(&loop->ring);
     free(loop->owed_tokens);
-    free(loop->gather.scratch);
+    free(loop->gather.memory);
     free(loop->relays);
     free(loop->resume.slots);
     free(loop->dirty.slots);
+    free(loop->webs);
     free(loop->users);
     free(loop->conns);
 }
@@ -278,7 +283,10 @@ static void on_pulse(struct im_loop *loop, uint32_t slot, enum im_pulse pulse)
                                loop->now_ms);
         } else if (pulse == IM_PULSE_ASK) {
             im_stat_add(&loop->stats.suspects, 1);
-            im_conn_send(loop, slot, (struct im_span){ping, sizeof ping});
+            if (conn->transport == IM_TRANSPORT_PLAIN)
+                im_wrap_ping(loop, slot);
+            else
+                im_conn_send(loop, slot, (struct im_span){ping, sizeof ping});
         } else {
             im_stat_add(&loop->stats.deaths, 1);
             im_conn_close(loop, slot, IM_CLOSE_HEARTBEAT, (struct im_span){0});

@@ -24,6 +24,7 @@
 #include "ring.h"
 #include "stats.h"
 #include "topics.h"
+#include "webstate.h"
 
 #define IM_THREADS_MAX 16u
 #define IM_GOODBYES_MAX 64u
@@ -168,6 +169,7 @@ struct im_loop {
 
     struct im_conn *conns;
     struct im_user *users;
+    struct im_web *webs; /* memory only where somebody uses it */
     uint32_t conn_count; /* slots */
     uint32_t conn_used;  /* slots ever used */
     uint32_t conn_vacant;

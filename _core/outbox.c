@@ -96,20 +96,27 @@ static bool gather_copy(struct im_gather *gather, uint32_t *copied,
     return true;
 }
 
+static void gather_alone(struct im_gather *gather, struct im_msg *msg,
+                         uint32_t skip)
+{
+    gather->bytes = msg->len - skip;
+    gather->parts[0] = (struct iovec){msg->bytes + skip, gather->bytes};
+    gather->count = 1;
+    gather->is_raw = !msg->frames;
+}
+
 void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
 {
     uint32_t copied = 0, skip = outbox->sent, at = outbox->head;
 
-    gather->count = 0;
-    gather->bytes = 0;
     if (IM_LIKELY(outbox->refs == 1)) {
-        /* Alone, a message leaves from where it is. */
-        gather->parts[0] =
-            (struct iovec){front(outbox)->bytes + skip, outbox->bytes};
-        gather->count = 1;
-        gather->bytes = outbox->bytes;
+        /* From where it is. */
+        gather_alone(gather, front(outbox), skip);
         return;
     }
+    gather->count = 0;
+    gather->bytes = 0;
+    gather->is_raw = false;
     for (struct im_msg *slot = outbox->first; slot;
          slot = block_of(slot)->next, at = 0) {
         uint32_t end = slot == outbox->last ? outbox->tail : IM_OUTBOX_REFS;
@@ -118,6 +125,11 @@ void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather)
             uint8_t *from = msg->bytes + skip;
             uint32_t len = msg->len - skip;
 
+            if (IM_UNLIKELY(!msg->frames)) {
+                if (!gather->count)
+                    gather_alone(gather, msg, skip);
+                return;
+            }
             if (len <= COPY_MAX) {
                 if (!gather_copy(gather, &copied, from, len))
                     return;

@@ -43,12 +43,15 @@ static inline uint64_t im_outbox_cost(const struct im_outbox *outbox)
 /* One send: gathered bytes and whole messages, in order. */
 #define IM_GATHER_PARTS 64u
 #define IM_GATHER_SCRATCH (64u << 10)
+#define IM_GATHER_HEAD 16u /* room in front of it, for what wraps it */
 
 struct im_gather {
     struct iovec parts[IM_GATHER_PARTS];
     uint32_t count;
     uint32_t bytes;
+    bool is_raw;      /* one message without frames, which nothing wraps */
     uint8_t *scratch; /* IM_GATHER_SCRATCH bytes */
+    uint8_t *memory;  /* ... behind IM_GATHER_HEAD of here */
 };
 
 /* Appends `msg` and takes over a reference the caller holds for it. IM_FULL
@@ -58,8 +61,8 @@ enum im_status im_outbox_put(struct im_outbox *outbox, struct im_pool *pool,
                              struct im_msg *msg, enum im_purpose purpose);
 
 /* What to send next, without changing the outbox: small messages are copied
- * together into the scratch, large ones are parts of their own. Valid until
- * the outbox changes. */
+ * together into the scratch, large ones are parts of their own. A message
+ * without frames goes alone. Valid until the outbox changes. */
 void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather);
 
 /* The first `len` bytes were sent: drops what is complete. */

@@ -24,7 +24,7 @@ struct im_msg {
     uint32_t refs;
     _Atomic uint32_t shared;
     uint32_t len;        /* bytes in use */
-    uint16_t frames;     /* whole frames in them */
+    uint16_t frames;     /* whole frames in them; 0: bytes that are none */
     uint8_t owner;       /* number of the owning pool */
     uint8_t size_class;  /* index of its slot size */
     struct im_msg *next; /* in the list of returned loans */

@@ -47,6 +47,7 @@
     X(acks)          /* acknowledgements taken */                              \
     X(fed)           /* messages sent from the timeline */                     \
     X(redelivered)   /* ... once more */                                       \
+    X(upgrades)      /* connections that became WebSocket */                   \
     X(pool_refusals) /* the message pool was dry */
 
 /* Gauges go up and down. */

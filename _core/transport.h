@@ -1,8 +1,6 @@
 /*
- * transport.h - how the bytes of a connection reach the kernel.
- *
- * Plain TCP today. TLS and WebSocket put themselves here: everything above
- * sees a stream of frames, whatever carries it.
+ * transport.h - how the bytes of a connection reach the kernel, and what
+ * carries its frames there. TLS puts itself here.
  */
 #pragma once
 
@@ -12,7 +10,12 @@
 
 #include "base.h"
 
-enum im_transport { IM_TRANSPORT_TCP = 0 };
+enum im_transport {
+    IM_TRANSPORT_TCP = 0,  /* frames by themselves */
+    IM_TRANSPORT_HTTP = 1, /* a request that may become one of the others */
+    IM_TRANSPORT_WEB = 2,  /* frames in binary messages of WebSocket */
+    IM_TRANSPORT_PLAIN = 3 /* messages of WebSocket that Python reads */
+};
 
 /* Bytes read or written; 0 from a read when the peer has finished. IM_MORE as
  * *status when the kernel has none, or no room; IM_BAD when the connection is

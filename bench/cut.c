@@ -209,6 +209,19 @@ static uint32_t cut_websocket(const struct cut *cut, const uint8_t *at,
     return head + (uint32_t)length;
 }
 
+static uint32_t cut_websocket_many(const struct cut *cut, const uint8_t *at,
+                                   size_t len, uint8_t *type)
+{
+    if (at[0] == 0)
+        return cut_length(cut, at, len, type);
+    if (at[0] != 0x82)
+        return cut_websocket(cut, at, len, type);
+    if (len < 2)
+        return CUT_MORE;
+    *type = at[0];
+    return at[1] < 126 ? 2 : at[1] == 126 ? 4 : at[1] == 127 ? 10 : CUT_BAD;
+}
+
 uint32_t cut_reply(const struct cut *cut, const uint8_t *at, size_t len,
                    uint8_t *type)
 {
@@ -231,6 +244,9 @@ uint32_t cut_reply(const struct cut *cut, const uint8_t *at, size_t len,
         break;
     case CUT_WEBSOCKET:
         size = cut_websocket(cut, at, len, type);
+        break;
+    case CUT_WEBSOCKET_MANY:
+        size = cut_websocket_many(cut, at, len, type);
         break;
     default:
         return CUT_BAD;

@@ -29,7 +29,11 @@ enum cut_kind {
     /* HTTP 101 up to its empty line, then frames in one piece without mask;
      * type: the first byte ('H', 0x88 close, 0x89 ping), but of binary frames
      * with `type_at` >= 0 the byte there in the payload. */
-    CUT_WEBSOCKET = 4
+    CUT_WEBSOCKET = 4,
+    /* The same with any number of frames as of CUT_LENGTH in a binary message:
+     * those are the replies, and so is the head of the message, 0x82. Their
+     * lengths are below 2^24: they begin with 0, and no head does. */
+    CUT_WEBSOCKET_MANY = 5
 };
 
 struct cut {

@@ -12,6 +12,8 @@ from bench.report import Report, Result
 
 OURS: Final = "imserver"
 FLOOR: Final = "floor"
+#: Ourselves in another way, to compare with; no peer to be ahead of.
+OURS_OTHERWISE: Final = "imserver-tcp"
 
 
 class Verdict(NamedTuple):
@@ -125,7 +127,7 @@ def middle(found: Iterable[float]) -> float | None:
 
 def others(result: Result) -> list[str]:
     """The peers that were measured beside floor and us."""
-    return [peer for peer in result["samples"] if peer not in (OURS, FLOOR)]
+    return [peer for peer in result["samples"] if peer not in (OURS, FLOOR, OURS_OTHERWISE)]
 
 
 def best_peer(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 How a row is measured is in the scenarios_*.py beside this file."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Final, Literal
 
@@ -31,9 +32,10 @@ SERIES: Final = (
 )  # fmt: skip
 
 
-_ALL = tuple(name for name in PEERS if name not in STORES)
+_ALL = tuple(name for name in PEERS if name not in (*STORES, "imserver-tcp"))
 _OURS = ("imserver",)
 _WITH_ROOMS = tuple(name for name in _ALL if name != "floor")
+_WEB = ("imserver", "imserver-tcp", "picows", "websockets")
 _STRONGEST = ("floor", "imserver", "nats", "redis")
 
 PING_PONG: Final = Closed("echo", to_oneself, connections=100, depth=1)
@@ -58,6 +60,21 @@ _CASES = (
         _ALL, partial(closed_loop, FAN_OUT),
         (Target(1.25, "floor"), Target(1.6, "ahead")), repeats=5, quick="all",
         series="fan-out", x=1_000,
+    ),
+    Scenario(
+        "web-ping-pong", "ping-pong over WebSocket, 100 connections, depth 1", "µs",
+        ("floor", *_WEB), partial(closed_loop, replace(PING_PONG, task="web")),
+        (Target(1.15, "floor"),), repeats=5, quick="all",
+    ),
+    Scenario(
+        "web-pipelined", "pipelined to oneself over WebSocket, 50 connections, depth 64", "µs",
+        _WEB, partial(closed_loop, replace(PIPELINED, task="web")),
+        (Target(2, "ahead", "picows"),), repeats=5, quick="all",
+    ),
+    Scenario(
+        "web-fan-out", "fan-out over WebSocket, 1 to 1,000, bursts of 32", "µs",
+        _WEB, partial(closed_loop, replace(FAN_OUT, task="web-fanout")),
+        (Target(1 / 1.35, "ahead", "imserver-tcp"),), repeats=5, quick="all",
     ),
     Scenario(
         "rooms", "100 rooms of 10, everybody publishes in turn", "µs",

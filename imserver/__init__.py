@@ -10,12 +10,18 @@ if TYPE_CHECKING:
     from imserver.config import Config
     from imserver.errors import ImError
     from imserver.server import Server
+    from imserver.websocket import WebSocket
 
     __version__: str
 
-__all__ = ["Config", "ImError", "Server", "__version__"]
+__all__ = ["Config", "ImError", "Server", "WebSocket", "__version__"]
 
-_HOMES = {"Config": "config", "ImError": "errors", "Server": "server"}
+_HOMES = {
+    "Config": "config",
+    "ImError": "errors",
+    "Server": "server",
+    "WebSocket": "websocket",
+}
 
 
 def __getattr__(name: str) -> Any:

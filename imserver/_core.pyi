@@ -26,7 +26,8 @@ EVENT_MESSAGE: Final[int]
 #: The core refused a frame. a = error code, b = request, data = u64 id of the message or 0, topic.
 #: Paused: answer with an ERROR by send(..., ENDS_PAUSE).
 EVENT_REFUSED: Final[int]
-#: The last event of every connection that had an EVENT_HELLO. a = close code, 0: the peer went.
+#: The last event of every connection that had an EVENT_HELLO or an EVENT_UPGRADE. a = close code,
+#: 0: the peer went.
 EVENT_CLOSED: Final[int]
 
 #: Messages to be kept are not: a = error code, data = one byte n, n bytes of topic, their u64 ids.
@@ -46,6 +47,19 @@ EVENT_CURSORS: Final[int]
 EVENT_POSITION: Final[int]
 #: The answer to redeliver(), unless the event queue was full: a = 1 sent, 0 refused; b = number.
 EVENT_REDELIVERED: Final[int]
+
+#: A request for WebSocket. data = one byte n, n bytes of peer address, the head of the request.
+#: Paused: answer with upgrade(), or close() with a response. EVENT_CLOSED will follow.
+EVENT_UPGRADE: Final[int]
+#: A whole message of a PLAIN connection: a = TEXT or BINARY. Counts as a call: end with ENDS_CALL.
+EVENT_WEB: Final[int]
+
+#: What a request becomes: frames in binary messages of WebSocket, or messages for Python.
+WEB: Final[int]
+PLAIN: Final[int]
+#: Kinds of messages of WebSocket.
+TEXT: Final[int]
+BINARY: Final[int]
 
 #: What a command ends besides its own effect: nothing, the pause, or one call of the connection.
 ENDS_NOTHING: Final[int]
@@ -96,6 +110,9 @@ class Core:
         """End the threads; sockets close with the object. Later commands do nothing."""
     def listen(self, fd: int) -> None:
         """Accept from a listening, non-blocking stream socket, which the core owns from here."""
+    def adopt(self, fd: int) -> None:
+        """Take a connected, non-blocking stream socket for a client's, which the core owns from
+        here."""
     def unlisten(self) -> None:
         """Close the listening socket; connections stay."""
     def poll(self) -> list[Event]:
@@ -106,6 +123,10 @@ class Core:
         """Accept a HELLO: the connection is `user`'s from now on; `frame` is the WELCOME."""
     def send(self, conn: int, frame: bytes, ends: int = ...) -> None:
         """Queue a frame."""
+    def upgrade(self, conn: int, transport: int, response: bytes) -> None:
+        """Accept an EVENT_UPGRADE: sends the response; then the connection is WEB or PLAIN."""
+    def say(self, conn: int, opcode: int, message: bytes, ends: int = ...) -> None:
+        """Send a message, TEXT or BINARY, on a PLAIN connection; otherwise only `ends`."""
     def decide(self, conn: int, topic: bytes, verdict: int, code: int = ...) -> None:
         """Keep the verdict on publishing to `topic`, until revoke(); `code` is DENY's error."""
     def subscribe(

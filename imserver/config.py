@@ -139,6 +139,25 @@ class Drain(Section, frozen=True, kw_only=True):
     spread_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 5_000
 
 
+Origin = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?\Z|^https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?\Z"
+    ),
+]
+
+
+class Websocket(Section, frozen=True, kw_only=True):
+    """Who may begin a WebSocket on the client port."""
+
+    path: ClassVar[str] = "websocket"
+
+    #: Origins whose pages may: scheme, host and port as a browser says them, "https://app.example".
+    #: No patterns: a page that is let in can use what its visitor's browser holds. The pages that
+    #: this server serves itself are let in anyway, and so is what is no browser.
+    origins: tuple[Origin, ...] = ()
+
+
 class Delivery(Section, frozen=True, kw_only=True):
     """How long an acknowledgement is waited for, and what follows when none comes."""
 
@@ -345,6 +364,7 @@ class Config(Section, frozen=True, kw_only=True):
     drain: Drain = field(default_factory=Drain)
     delivery: Delivery = field(default_factory=Delivery)
     auth: Auth = field(default_factory=Auth)
+    websocket: Websocket = field(default_factory=Websocket)
     #: The namespaces there are. A list of your own replaces this one; topics outside are refused.
     namespaces: tuple[Namespace, ...] = DEFAULT_NAMESPACES
     log: Log = field(default_factory=Log)

@@ -37,6 +37,7 @@ from imserver.gateway_members import Members
 from imserver.gateway_orders import Orders
 from imserver.gateway_subscriptions import Subscriptions
 from imserver.gateway_tasks import Tasks
+from imserver.gateway_upgrades import Upgrades
 from imserver.gateway_verdicts import Verdicts
 from imserver.hooks import Hooks, Publication
 from imserver.model_session import NEVER, Session
@@ -90,6 +91,8 @@ class Gateway:
         self.logins = Logins(
             config.dev, self.core, self._frames, authenticator, sessions, hooks, self._judging
         )
+        self.upgrades = Upgrades(config, self.core, hooks.websockets)
+        self.logins.brought = self.upgrades.token
         self.answers = Answers(self.core, sessions)
         self._store = store
         self.durability = Durability(self.core, sessions, routing, store is not None)
@@ -107,15 +110,8 @@ class Gateway:
         )
         self.members, kept = None, None
         if store:
-            self.members = Members(
-                self.core,
-                sessions,
-                routing,
-                self._judging,
-                self.subscriptions,
-                self.durability,
-                store,
-            )
+            who = self._judging, self.subscriptions, self.durability
+            self.members = Members(self.core, sessions, routing, *who, store)
             self.logins.on_welcome = self.members.welcome
             most = config.limits.max_frame_bytes
             kept = Kept(store, self.members.membership, routing, sessions, most)
@@ -164,6 +160,7 @@ class Gateway:
         for session in self.sessions:
             self.on_closed(session.conn, CloseCode.RESTART, 0, b"")
         self._hooks.on_change = None
+        await self.upgrades.stop()
         for tasks in (self._judging, self._calling):
             await tasks.stop()
         await self._hooks.stop()
@@ -174,17 +171,18 @@ class Gateway:
         # Its sockets close with the last reference, which must not wait for the collector.
         del self.core, self.answers, self.logins, self.orders, self._calls
         del self.durability, self.followers, self.subscriptions, self.members, self._verdicts
+        del self.upgrades
 
     def leave(self) -> None:
         """Take nobody new, and ask those who are here to come back later."""
-        self.logins.is_leaving = True
+        self.logins.is_leaving = self.upgrades.is_leaving = True
         self.orders.unlisten()
         self.orders.ask_to_leave()
 
     @property
     def is_idle(self) -> bool:
         """Nobody is connected, and nothing that was accepted waits for a hook."""
-        return not self.sessions and not self._hooks.batches and not self._judging
+        return not (self.sessions or self.upgrades or self._hooks.batches or self._judging)
 
     def stats(self) -> dict[str, int]:
         """How much is in the hands of hooks, and what delivery has done."""
@@ -335,6 +333,7 @@ class Gateway:
 
     def on_closed(self, conn: int, code: int, _b: int, _data: bytes) -> None:
         self.logins.forget(conn)
+        self.upgrades.on_closed(conn, code)
         if self.followers:
             self.followers.close(conn)
         session = self.sessions.close(conn)
@@ -410,6 +409,8 @@ _HANDLERS: Final[dict[int, Callable[[Gateway, int, int, int, bytes], None]]] = {
     _core.EVENT_CURSORS: Gateway.on_cursors,
     _core.EVENT_POSITION: Gateway.on_position,
     _core.EVENT_REDELIVERED: Gateway.on_redelivered,
+    _core.EVENT_UPGRADE: lambda self, conn, _a, _b, data: self.upgrades.on_upgrade(conn, data),
+    _core.EVENT_WEB: lambda self, conn, kind, _b, data: self.upgrades.on_web(conn, kind, data),
 }
 
 _FRAME_HANDLERS: Final[dict[int, Callable[[Gateway, Session, int, Any], None]]] = {

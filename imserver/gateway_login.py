@@ -50,7 +50,8 @@ _log = logging.getLogger("imserver.gateway")
 
 class Logins:
     """Those who knock. `is_leaving` sends them to another server, or to this one later;
-    `on_welcome` hears of each who has come in."""
+    `on_welcome` hears of each who has come in, `brought` knows the token that a connection had
+    before its HELLO."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Logins:
     ) -> None:
         self.is_leaving = False
         self.on_welcome: Callable[[Session], None] | None = None
+        self.brought: Callable[[int], str | None] = lambda conn: None
         self._dev = dev
         self._core = core
         self._frames = frames
@@ -86,7 +88,8 @@ class Logins:
             self._reject(conn, codec, request, refusal, CloseCode.VERSION_UNSUPPORTED)
             return
         try:
-            identity = self._identify(hello)
+            brought = self.brought(conn)
+            identity = self._identify(hello, hello.token if brought is None else brought)
         except ImError as error:
             self._reject(conn, codec, request, error, CloseCode.UNAUTHORIZED)
             return
@@ -103,12 +106,14 @@ class Logins:
         """A connection has gone: nobody waits for the answer any more."""
         self._judged.discard(conn)
 
-    def _identify(self, hello: Hello) -> Identity:
-        if hello.token is None:
+    def _identify(self, hello: Hello, token: str | None) -> Identity:
+        if token is None:
             if self._dev and hello.user is not None:
                 return Identity(hello.user, NO_RIGHTS, NEVER, None, {})
             raise ImError(ErrorCode.UNAUTHORIZED, "HELLO without a token")
-        identity = self._authenticator.identify(hello.token)
+        if hello.token not in (None, token):
+            raise ImError(ErrorCode.UNAUTHORIZED, "two tokens")
+        identity = self._authenticator.identify(token)
         # Who names no device gets that of the token.
         if identity.device and hello.device not in (identity.device, DEFAULT_DEVICE):
             raise ImError(ErrorCode.UNAUTHORIZED, "the token is for another device")

@@ -13,8 +13,9 @@ Not here: messages in batches (hooks_batch), whose request waits for the answer 
 
 import asyncio
 import logging
+import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -22,13 +23,25 @@ from imserver.errors import ErrorCode, ImError
 from imserver.hooks_batch import Batches, OnPublish, Publication
 from imserver.hooks_log import Burst, is_cancelled
 from imserver.model_session import Login, Session, matches
+from imserver.upgrade import PATH
+from imserver.websocket import WebSocket
 
-__all__ = ["Hooks", "OnCall", "OnClose", "OnConnect", "OnPublish", "OnSubscribe", "Publication"]
+__all__ = [
+    "Hooks",
+    "OnCall",
+    "OnClose",
+    "OnConnect",
+    "OnPublish",
+    "OnSubscribe",
+    "OnWebSocket",
+    "Publication",
+]
 
 OnConnect = Callable[[Login], Awaitable[None]]
 OnSubscribe = Callable[[Session, str, str], Awaitable[None]]
 OnCall = Callable[[Session, Any], Awaitable[Any]]
 OnClose = Callable[[Session, int], Awaitable[None]]
+OnWebSocket = Callable[[WebSocket], Coroutine[Any, Any, None]]
 
 H = TypeVar("H", bound=Callable[..., Awaitable[Any]])
 
@@ -51,6 +64,7 @@ class Hooks:
         self._calls: dict[str, OnCall] = {}
         self._failures: defaultdict[str, Burst] = defaultdict(lambda: Burst(_log))
         self.batches = Batches(self._hook_timeout_s)
+        self.websockets: dict[str, OnWebSocket] = {}
         self.on_change: Callable[[], None] | None = None
 
     # Registration: decorators of the embedding program
@@ -104,6 +118,19 @@ class Hooks:
         _check(hook)
         self._close += (hook,)
         return hook
+
+    def on_websocket(self, path: str) -> Callable[[OnWebSocket], OnWebSocket]:
+        """`async def f(socket)`: serve the plain WebSockets of a path. ValueError when it is none
+        or taken."""
+        if not re.fullmatch(r"/[\w./~-]{0,255}", path) or path in {PATH, *self.websockets}:
+            raise ValueError(f"the path {path!r} is taken, or does not look like /this")
+
+        def register(hook: OnWebSocket) -> OnWebSocket:
+            _check(hook)
+            self.websockets[path] = hook
+            return hook
+
+        return register
 
     # Questions, which never wait
 

@@ -28,6 +28,7 @@ NATS: Final = 1
 RESP3: Final = 2
 MQTT: Final = 3
 WEBSOCKET: Final = 4
+WEBSOCKET_MANY: Final = 5
 
 SATURATED: Final = 0.95  # share of its CPU from which the generator limits the server
 _NS = 1_000_000_000

@@ -35,6 +35,7 @@ from imserver.hooks import (
     OnConnect,
     OnPublish,
     OnSubscribe,
+    OnWebSocket,
     check_pattern,
 )
 from imserver.membership import Membership
@@ -126,6 +127,11 @@ class Server:
         """`async def f(session, code)`: a session has ended; code 0: the peer went by itself."""
         return self._hooks.on_close(hook)
 
+    def on_websocket(self, path: str) -> Callable[[OnWebSocket], OnWebSocket]:
+        """`async def f(socket: WebSocket)`: serve the plain WebSockets of a path of the client
+        port, for which nobody has logged in. ValueError for a path that is not ours to give."""
+        return self._hooks.on_websocket(path)
+
     # Life
 
     async def __aenter__(self) -> Self:
@@ -177,6 +183,7 @@ class Server:
         if timeout_s is None:
             timeout_s = self.config.drain.timeout_ms / 1000
         gateway.leave()
+        gateway.upgrades.close_all(CloseCode.RESTART)
         await wait_until(lambda: gateway.is_idle, timeout_s)
         await self._close_all(gateway)
 
@@ -216,9 +223,10 @@ class Server:
             await store.close()
 
     async def _close_all(self, gateway: Gateway) -> None:
-        if not self.sessions:
+        if not (self.sessions or gateway.upgrades):
             return
         gateway.orders.close_all()
+        gateway.upgrades.close_all(CloseCode.RESTART)
         await wait_until(lambda: not gateway.orders.stats()["connections"], FLUSH_S)
 
     # What the program may ask and order

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.peers import Adapter, mosquitto, nats, python, redis
-from bench.peers.adapter import RAW
+from bench.peers.adapter import RAW, im_v1
 from imserver import _load
-from imserver.load import LENGTH, MQTT, NATS, RESP3, WEBSOCKET, Generator, LoadError
+from imserver.load import LENGTH, MQTT, NATS, RESP3, WEBSOCKET, WEBSOCKET_MANY, Generator, LoadError
 
 MAX_BYTES = 100_000
 MORE, BAD = 0, 0xFFFFFFFF
@@ -136,6 +136,16 @@ PROTOCOLS = {
         ),
     ),
 }
+PROTOCOLS["websocket of many"] = Protocol(
+    WEBSOCKET_MANY,
+    4,
+    st.one_of(
+        st.just(HTTP),
+        by_length(),
+        st.builds(of_websocket, st.sampled_from([0x88, 0x89, 0x8A]), PAYLOADS),
+        LONG.map(lambda body: (ws(body).removesuffix(body), 0x82)),
+    ),
+)
 EACH = pytest.mark.parametrize("name", PROTOCOLS)
 
 
@@ -304,6 +314,12 @@ CONVERSATIONS = {
         b"",
         [b"%1\r\n$5\r\nproto\r\n:3\r\n"],
         lambda body: b"$15\r\n1526919030474-0\r\n",
+    ),
+    "websocket of many": Conversation(
+        im_v1(python.TCP),
+        b"",
+        [HTTP[0], ws(framed(2)), ws(framed(12) + framed(4))],
+        lambda body: ws(framed(12) + framed(7, body)),
     ),
     "websocket": Conversation(
         python.WEBSOCKET,

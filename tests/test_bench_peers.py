@@ -16,7 +16,7 @@ import pytest
 
 from bench import report
 from bench.__main__ import Planned, measure
-from bench.peers import PEERS, ROOT, STORES, Adapter, Server
+from bench.peers import PEERS, ROOT, STORES, Adapter, Server, Task
 from bench.peers.nats import ask
 from bench.scenario import QUICK
 from bench.scenarios import SCENARIOS
@@ -146,6 +146,17 @@ def test_no_receipt_is_a_failure_where_nothing_is_kept(where: load_process.Place
         load.open(server.address, timeout_s=20)
         traffic = load.run(20, depth=1, messages=1, drain_s=5)
     assert (traffic.received, traffic.lost) == (0, 1)
+
+
+@pytest.mark.parametrize("task", ["web", "web-fanout"])
+def test_imserver_is_heard_over_websocket(task: Task, where: load_process.Placement) -> None:
+    with (
+        PEERS["imserver"].start(task, "jwt", where) as server,
+        Generator(server.adapter.wire, 20) as load,
+    ):
+        to_oneself(load, server.adapter, 20, BODY)
+        load.open(server.address, timeout_s=20)
+        load.check(load.run(20, depth=64, burst=8, messages=5_000))
 
 
 def said_by_redis(server: Server, *words: str) -> bytes:

@@ -161,6 +161,9 @@ def test_the_issue_has_a_row_for_each_of_its_targets() -> None:
     }
     assert targets == {
         ("ping-pong", "floor"): 1.15,
+        ("web-ping-pong", "floor"): 1.15,
+        ("web-pipelined", "ahead picows"): 2,
+        ("web-fan-out", "ahead imserver-tcp"): 1 / 1.35,
         ("pipelined", "value"): 0.20,
         ("pipelined", "ahead"): 2.5,
         ("fan-out-1000", "floor"): 1.25,

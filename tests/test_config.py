@@ -394,7 +394,7 @@ def settings(kind: Any, path: str = "") -> list[tuple[str, Any]]:
             found += settings(hint, key)
             continue
         found.append((key, item))
-        if get_origin(hint) is tuple:
+        if get_origin(hint) is tuple and isinstance(get_args(hint)[0], type):
             found += settings(get_args(hint)[0], key)
     return found
 

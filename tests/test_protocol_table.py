@@ -382,12 +382,6 @@ def test_a_stranger_who_says_nothing_is_shown_out(
     assert_goes_away(running.peer(), 4160)
 
 
-def test_an_http_request_is_no_frame(server: RunningServer) -> None:
-    peer = server.peer()
-    peer.send(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n")
-    assert_goes_away(peer, 4004)
-
-
 def test_one_subscription_too_many_is_refused(start_server: Callable[..., RunningServer]) -> None:
     running = start_server(limits={"subscriptions": 2})
     bob = running.user("bob")

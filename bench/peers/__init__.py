@@ -9,7 +9,7 @@ from typing import Final
 from bench.peers.adapter import Adapter
 from bench.peers.floor import FLOOR
 from bench.peers.golang import GO
-from bench.peers.imserver import IMSERVER, gil_host
+from bench.peers.imserver import IMSERVER, IMSERVER_TCP, gil_host
 from bench.peers.mosquitto import MOSQUITTO
 from bench.peers.nats import JETSTREAM, NATS_SERVER
 from bench.peers.peer import DATA, ROOT, Auth, Peer, Server, ServerError, Task, data_directory
@@ -30,6 +30,7 @@ PEERS: Final[Mapping[str, Peer]] = {
     "redis-streams": REDIS_STREAMS,
     "redis-unflushed": REDIS_UNFLUSHED,
     "jetstream": JETSTREAM,
+    "imserver-tcp": IMSERVER_TCP,
 }
 #: These answer a publication and deliver nothing, whatever the task.
 STORES: Final = ("redis-streams", "redis-unflushed", "jetstream")

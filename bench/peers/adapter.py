@@ -15,7 +15,7 @@ from functools import partial
 from struct import pack
 from typing import Final
 
-from imserver.load import FAILURE, MESSAGE, PING, WEBSOCKET, Step, Wire
+from imserver.load import FAILURE, MESSAGE, PING, WEBSOCKET, WEBSOCKET_MANY, Step, Wire
 
 _HELLO, _WELCOME, _SUBSCRIBE, _SUBSCRIBED = 1, 2, 3, 4
 _MESSAGE, _RECEIPT, _PING, _PONG, _ERROR, _GOAWAY = 7, 8, 11, 12, 15, 16
@@ -109,24 +109,31 @@ _HEARD: Final = (Step(pack(">IBBH", 4, _PING, 0, 0), _PING),)
 RAW: Final = Adapter(FRAMES, lambda number: _HEARD, lambda topic: _HEARD, _message)
 
 
-def websocket(inner: Adapter) -> Adapter:
-    """Each of its frames in a binary message of its own."""
+def websocket(inner: Adapter, request: bytes = _UPGRADE, cut: int = WEBSOCKET) -> Adapter:
+    """Each of its frames in a binary message of its own; what comes back is cut as `cut` says."""
 
     def wrapped(step: Step) -> Step:
         return Step(_masked(step.data), step.awaits)
 
     wire = replace(
         inner.wire,
-        cut=WEBSOCKET,
+        cut=cut,
         kinds={**inner.wire.kinds, _WS_CLOSE: FAILURE, _WS_PING: FAILURE},
         pong=_masked(inner.wire.pong),
     )
     return Adapter(
         wire,
-        lambda number: (Step(_UPGRADE, _HTTP), *map(wrapped, inner.login(number))),
+        lambda number: (Step(request, _HTTP), *map(wrapped, inner.login(number))),
         lambda topic: tuple(map(wrapped, inner.subscribe(topic))),
         lambda number, topic, body: _masked(inner.publish(number, topic, body)),
     )
+
+
+def im_v1(inner: Adapter) -> Adapter:
+    """imserver's WebSocket, which puts all that it has to say at a time into one message."""
+    subprotocol = b"Sec-WebSocket-Protocol: im.v1\r\n\r\n"
+    request = _UPGRADE.replace(b"GET /", b"GET /ws").removesuffix(b"\r\n") + subprotocol
+    return websocket(inner, request, WEBSOCKET_MANY)
 
 
 def _masked(payload: bytes) -> bytes:

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from bench.peers.adapter import Adapter, by_name, frames, receipts, user
+from bench.peers.adapter import Adapter, by_name, frames, im_v1, receipts, user
 from bench.peers.peer import (
     Auth,
     Peer,
@@ -34,9 +34,16 @@ def imserver(task: Task, auth: Auth, where: Placement) -> Iterator[Server]:
     with _configured(auth, address) as (config, adapter):
         if task == "durable":
             adapter = receipts(adapter)
+        elif task in ("web", "web-fanout"):
+            adapter = im_v1(adapter)
         command = [sys.executable, "-m", "imserver", "serve", "--config", str(config)]
         with listening("imserver", command, address, adapter, where.server) as server:
             yield server
+
+
+def over_tcp(task: Task, auth: Auth, where: Placement) -> AbstractContextManager[Server]:
+    """The same server without WebSocket, whatever the task."""
+    return imserver("echo", auth, where)
 
 
 @contextmanager
@@ -96,4 +103,7 @@ def _obstacle() -> str:
 
 IMSERVER: Final = Peer(
     start=imserver, obstacle=_obstacle, title=lambda: f"imserver {version('imserver')}"
+)
+IMSERVER_TCP: Final = Peer(
+    start=over_tcp, obstacle=_obstacle, title=lambda: f"imserver {version('imserver')}, TCP"
 )

@@ -29,7 +29,8 @@ START_S: Final = 20.0
 STOP_S: Final = 10.0
 DESCRIPTORS: Final = 20_000
 
-Task = Literal["echo", "fanout", "durable"]
+#: "web" and "web-fanout": over WebSocket, by whoever has it.
+Task = Literal["echo", "fanout", "durable", "web", "web-fanout"]
 Auth = Literal["jwt", "dev"]
 
 

@@ -149,6 +149,11 @@ static void on_event(struct control *control, const struct im_record *event)
         CHECK(event->a == IM_ERROR_FORBIDDEN);
         answer(control, event, IM_COMMAND_SEND, IM_ENDS_PAUSE, 0, &error, 1);
         break;
+    case IM_EVENT_UPGRADE: /* a vandal that speaks HTTP */
+        control->hellos++;
+        answer(control, event, IM_COMMAND_CLOSE, IM_CLOSE_BAD_PROTOCOL, 0, NULL,
+               0);
+        break;
     case IM_EVENT_CLOSED:
         control->closed++;
         control->slow += event->a == IM_CLOSE_SLOW;

@@ -51,7 +51,7 @@ struct vandalism {
 
 #define BYTES(text) text, sizeof text - 1
 static const struct vandalism VANDALISM[] = {
-    {false, false, 4004, BYTES("GET / HTTP/1.1\r\nHost: there\r\n\r\n")},
+    {false, false, 0, BYTES("GET / HTTP/1.1\r\nHost: there\r\n\r\n")},
     {false, false, 4001, BYTES("\0\0\0\4\13\0\0\0")},
     {false, false, 4013, BYTES("\0\0\xff\0\1\100\0\1....")},
     {false, false, 4004, BYTES("\0\0\0\3\1\100\0\1")},
@@ -271,6 +271,10 @@ static void take_bytes(struct crowd *crowd, struct peer *peer)
         return;
     }
     peer->in_len += (size_t)got;
+    if (peer->in[0] == 'H') { /* HTTP, to a vandal that spoke it */
+        peer->in_len = 0;
+        return;
+    }
 
     struct im_span in = {peer->in, peer->in_len};
     struct im_frame frame;

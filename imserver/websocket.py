@@ -1,0 +1,80 @@
+"""A plain WebSocket as a program holds it: whole messages in, whole messages out.
+
+    @server.on_websocket("/echo")
+    async def echo(socket: WebSocket) -> None:
+        async for message in socket:
+            socket.send(message)
+
+The core does the framing, the limits and the heartbeats; messages wait there, at most
+`limits.calls` of them in Python's hands. Nobody has logged in: who it is is the handler's business.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+#: Sends one message, or nothing (None); `is_taken` says that one of theirs has been taken.
+Say = Callable[[str | bytes | None, bool], None]
+
+NORMAL: Final = 1000
+
+
+class WebSocket:
+    """One connection, for the time of its handler; then it is closed.
+
+    `path` is what it asked for, `peer` its address, `token` what it brought in the upgrade.
+    """
+
+    def __init__(
+        self, path: str, peer: str, token: str | None, say: Say, close: Callable[[int], None]
+    ) -> None:
+        self.path, self.peer, self.token = path, peer, token
+        #: None while it is open; then the close code, 0 when the peer went by itself.
+        self.closed: int | None = None
+        self._say = say
+        self._close = close
+        self._came: deque[str | bytes] = deque()
+        self._news = asyncio.Event()
+        self._is_busy = False  # with a message that the core still counts
+
+    def send(self, message: str | bytes) -> None:
+        """Queue a text or a binary message. A peer that does not read is closed (4109) when
+        `limits.outbox_hard_bytes` wait for it; nothing is sent to one that has gone."""
+        if self.closed is None:
+            self._say(message, False)
+
+    def close(self, code: int = NORMAL) -> None:
+        """Close with 1000 or one of 3000..4999. ValueError for others."""
+        if code != NORMAL and not 3000 <= code <= 4999:
+            raise ValueError("close codes are 1000 and 3000..4999")
+        if self.closed is None:
+            self.closed = code
+            self._news.set()
+            self._close(code)
+
+    def __aiter__(self) -> "WebSocket":
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        if self._is_busy and self.closed is None:
+            self._say(None, True)
+        self._is_busy = False
+        while not self._came:
+            if self.closed is not None:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        self._is_busy = True
+        return self._came.popleft()
+
+    # The gateway's side
+
+    def take(self, message: str | bytes) -> None:
+        self._came.append(message)
+        self._news.set()
+
+    def end(self, code: int) -> None:
+        if self.closed is None:
+            self.closed = code
+            self._news.set()
