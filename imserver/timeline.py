@@ -294,8 +294,8 @@ class Timeline(Protocol):
         """Delete letters that were put longer ago than that, but no taken ones; how many there
         were."""
 
-    async def dead_counts(self) -> dict[str, int]:
-        """How many letters there are by reason."""
+    async def dead_counts(self, *, taken: bool = False) -> dict[str, int]:
+        """How many letters there are by reason, with the taken ones only if `taken`."""
 
     async def close(self) -> None:
         """Write what was accepted, then end. Twice is once."""

@@ -13,7 +13,7 @@ import apsw
 import pytest
 from harness import JSON, Peer, RunningServer, dev_config
 
-from imserver import Server
+from imserver import Server, gateway_tasks
 from imserver.config import Delivery, Limits, Namespace
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.hooks import Publication
@@ -24,6 +24,7 @@ from imserver.protocol import (
     NO_ECHO,
     REDELIVERED,
     RETRY,
+    Call,
     FrameType,
     Position,
     Receipt,
@@ -99,6 +100,10 @@ class Reader:
         answer = self.expect(FrameType.SUBSCRIBED)
         assert isinstance(answer, Subscribed)
         return answer
+
+    def call(self, method: str, params: Any) -> Any:
+        self.peer.send(encode_frame(FrameType.CALL, Call(method, params), JSON, 5))
+        return self.expect(FrameType.RESULT).result
 
     def ack(self, seq: int, topic: str = ROOM, type: FrameType = FrameType.ACK) -> None:
         self.peer.send(encode_position(type, Position(seq, topic)))
@@ -456,6 +461,82 @@ def test_a_member_reads_and_writes_from_now_on(serve: Start) -> None:
     assert bob.expect(FrameType.ERROR).code == ErrorCode.FORBIDDEN
 
 
+def test_a_new_member_can_read_what_was_said_before_and_has_it_not_unread(serve: Start) -> None:
+    server = serve()
+    ann, bob = reader(server, "ann"), reader(server, "bob")
+    server.run(lambda: server.server.join("group:1", ["ann"]))
+    keep(ann, "ann", 3, topic="group:1")
+    server.run(lambda: server.server.join("group:1", ["bob"]))
+    assert bob.is_still(), "nobody sends it by itself"
+    history = bob.call("history", {"topic": "group:1", "after": 0})
+    assert [message["seq"] for message in history["messages"]] == [1, 2, 3]
+    assert bob.call("unread", {"topics": ["group:1"]})["group:1"]["unread"] == 0
+    keep(ann, "ann", first_id=4, topic="group:1")
+    assert bob.call("unread", {"topics": ["group:1"]})["group:1"]["unread"] == 1
+    bob.take(1)
+    bob.subscribe("group:1", after=0)
+    assert seqs(bob.take(4)) == [1, 2, 3, 4]
+
+
+def test_a_member_who_leaves_by_a_call_is_unsubscribed_everywhere(serve: Start) -> None:
+    server = serve()
+    ann, phone, tab = reader(server, "ann"), reader(server, "bob"), reader(server, "bob", "tab")
+    keep(ann, "ann", topic="dm:ann:bob")
+    assert seqs(phone.take(1)) == seqs(tab.take(1)) == [1]
+    assert phone.call("leave", {"topic": "dm:ann:bob"}) == {"left": True}
+    left = Unsubscribed("dm:ann:bob", ErrorCode.FORBIDDEN)
+    assert phone.expect(FrameType.UNSUBSCRIBED) == tab.expect(FrameType.UNSUBSCRIBED) == left
+    keep(ann, "ann", first_id=2, topic="dm:ann:bob")
+    assert phone.is_still()
+    assert tab.is_still()
+    again = reader(server, "bob", "watch")
+    assert again.is_still(), "nor at the next login"
+    assert phone.call("leave", {"topic": "dm:ann:bob"}) == {"left": False}
+
+
+def test_a_member_hears_which_topics_the_connection_has_no_room_for(serve: Start) -> None:
+    server = serve(limits=Limits(subscriptions=3))
+    for number in range(5):
+        server.run(lambda topic=f"group:{number}": server.server.join(topic, ["bob"]))
+    bob = reader(server, "bob")
+    told = [bob.expect(FrameType.ERROR) for _ in range(3)]
+    assert {(one.code, one.id) for one in told} == {(ErrorCode.TOO_MANY_SUBSCRIPTIONS, 0)}
+    assert [one.topic for one in told] == ["group:2", "group:3", "group:4"]
+    server.run(lambda: server.server.join("group:5", ["bob"]))
+    assert bob.expect(FrameType.ERROR).topic == "group:5", "also when it becomes one"
+    bob.peer.send(encode_frame(FrameType.UNSUBSCRIBE, Unsubscribe("group:0"), JSON, 3))
+    bob.expect(FrameType.UNSUBSCRIBED)
+    assert bob.subscribe("group:4", durable=True).durable, "there is room for one that it chooses"
+    assert [kind for kind, _ in bob.others] == []
+
+
+def test_memberships_that_cannot_be_read_are_told(serve: Start) -> None:
+    server = serve()
+    store = server.server._store
+    assert store is not None
+
+    async def stopped(user: str) -> list[str]:
+        raise ImError(ErrorCode.NOT_DURABLE, "the store has stopped: EIO")
+
+    store.memberships = stopped  # type: ignore[method-assign]
+    error = reader(server, "bob").expect(FrameType.ERROR)
+    assert (error.code, error.topic) == (ErrorCode.NOT_DURABLE, "")
+    assert error.message.endswith("the store has stopped: EIO")
+
+
+def test_who_cannot_be_subscribed_by_itself_for_want_of_room_comes_again(
+    serve: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    ann = reader(server, "ann")
+    assert ann.is_still()
+    monkeypatch.setattr(gateway_tasks, "WAITING_MAX", 0)
+    server.run(lambda: server.server.join("group:1", ["ann"]))
+    assert ann.expect(FrameType.GOAWAY).code == CloseCode.OVERLOADED
+    bob = reader(server, "bob")
+    assert bob.expect(FrameType.GOAWAY).code == CloseCode.OVERLOADED
+
+
 def test_a_first_message_finds_the_other_of_the_two(serve: Start) -> None:
     server = serve()
     ann, bob = reader(server, "ann"), reader(server, "bob")
@@ -484,7 +565,8 @@ def test_a_disk_that_fails_ends_receipts_and_nothing_else(serve: Start, threads:
     store._writer._flush = fail  # type: ignore[method-assign]
     for number in range(10, 13):
         ann.peer.publish(ROOM, "ann", id=number, flags=DURABLE)
-        error = ann.expect(FrameType.ERROR)
+        while (error := ann.expect(FrameType.ERROR)).topic == "user:ann":
+            pass  # an inbox that could not be subscribed any more
         assert (error.code, error.id, error.topic) == (ErrorCode.NOT_DURABLE, number, ROOM)
     assert "disk is full" in server.server.failure
     ann.peer.publish(ROOM, "ann", b"live")

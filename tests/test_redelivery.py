@@ -683,6 +683,17 @@ async def test_what_waits_for_no_answer_cannot_be_refused(stage: Stage) -> None:
     assert (await refused(stage.delivery.on_ack(999, 1))).code == ErrorCode.NOT_FOUND
 
 
+async def test_what_the_tags_kept_back_cannot_be_refused(stage: Stage) -> None:
+    sub = await stage.subscribe(tags="x")
+    await published(stage, 1, "z")
+    await published(stage, 1, "x")
+    error = await refused(stage.delivery.on_nack(sub.number, 1))
+    assert error.code == ErrorCode.NOT_FOUND
+    assert await stage.timeline.dead() == []
+    await stage.delivery.on_nack(sub.number, 2)
+    assert [one.seq for one in await stage.timeline.dead()] == [2]
+
+
 # Redrive
 
 
@@ -775,7 +786,7 @@ async def test_a_drain_puts_all_cursors_or_says_that_it_cannot(stage: Stage) -> 
 
 async def test_old_dead_letters_are_deleted_by_the_day(stage: Stage) -> None:
     await stage.timeline.put_dead([letter(stage, 1)])
-    stage.timeline._clock = lambda: 1_700_000_000.0 + 31 * 86_400
+    stage.timeline.days = 31
     await stage.timeline.put_dead([letter(stage, 2)])
     await stage.turn(3_500)
     assert len(await stage.timeline.dead()) == 2, "nothing is old in the first hour of a start"
@@ -787,10 +798,10 @@ async def test_who_is_here_keeps_a_place_and_who_is_not_for_90_days(stage: Stage
     timeline = stage.timeline
     await timeline.put_cursors([Cursor("bob", "phone", TOPIC, 0), Cursor("eve", "phone", TOPIC, 0)])
     await stage.subscribe()
-    timeline._clock = lambda: 1_700_000_000.0 + 89 * 86_400
+    timeline.days = 89
     await stage.subscribe("bob")
     await stage.turn(3_700)
-    timeline._clock = lambda: 1_700_000_000.0 + 91 * 86_400
+    timeline.days = 91
     stage.delivery.close(2)
     await stage.turn(3_700)
     assert await timeline.cursor("ann", "phone", TOPIC) == 0

@@ -490,6 +490,9 @@ async def test_dead_letters_are_listed_by_topic_and_user_in_pages(store: Timelin
     assert [one.seq for one in await store.dead(topic="room:a", user="bob")] == [2]
     assert [one.seq for one in await store.dead(after=all_of_them[0].id, limit=1)] == [2]
     assert await store.dead_counts() == {"attempts": 2, "nack": 1}
+    await store.take_dead([all_of_them[1].id])
+    assert await store.dead_counts() == {"attempts": 1, "nack": 1}
+    assert await store.dead_counts(taken=True) == {"attempts": 2, "nack": 1}
     assert await store.dead(topic="room:nothing") == []
 
 
