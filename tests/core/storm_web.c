@@ -27,10 +27,10 @@ size_t web_frame(uint8_t *to, uint8_t first, const void *payload, size_t len,
 }
 
 size_t web_wrap(struct web *web, uint8_t *to, uint8_t opcode,
-                const uint8_t *from, size_t len, bool is_last)
+                const uint8_t *from, size_t len, enum web_end end)
 {
     size_t size = 0;
-    bool fin = is_last || roll(web) % 3 == 0;
+    bool fin = end == WEB_ANYWHERE ? roll(web) % 3 == 0 : end == WEB_LAST;
     uint8_t first = (uint8_t)((fin ? 0x80 : 0) | (web->is_within ? 0 : opcode));
 
     if (web->ping_odds && roll(web) % web->ping_odds == 0) {

@@ -42,10 +42,15 @@ struct web {
 size_t web_frame(uint8_t *to, uint8_t first, const void *payload, size_t len,
                  uint32_t key);
 
-/* Up to `len` bytes in a frame of a message of `opcode`, which may go on in the
- * next one; with `is_last` this one ends. A ping may come before. */
+enum web_end {
+    WEB_ANYWHERE, /* where messages end means nothing */
+    WEB_MORE,     /* this one goes on */
+    WEB_LAST      /* and here it ends */
+};
+
+/* `len` bytes in a frame of a message of `opcode`. A ping may come before. */
 size_t web_wrap(struct web *web, uint8_t *to, uint8_t opcode,
-                const uint8_t *from, size_t len, bool is_last);
+                const uint8_t *from, size_t len, enum web_end end);
 
 /* Takes what came, leaves the payloads of messages at the beginning, and
  * returns how many bytes those are. */
