@@ -90,7 +90,7 @@ class Upgrades:
         handler = self._handlers.get(upgrade.path)
         if handler is None:
             raise Refusal(400, "name the subprotocol im.v1")
-        if len(self._sockets) >= RUNNING_MAX:
+        if len(self._tasks) >= RUNNING_MAX:  # a handler may outlive its connection
             raise Refusal(503, "too many WebSockets without the subprotocol")
         say, close = partial(self._say, conn), partial(self._core.close, conn)
         socket = WebSocket(upgrade.path, peer, upgrade.token, say, close)
