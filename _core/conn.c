@@ -259,8 +259,10 @@ static bool may_owe(struct im_loop *loop, struct im_conn *conn, uint32_t slot,
         im_conn_doom(loop, slot, IM_CLOSE_PEER);
         return false;
     }
-    /* What is sent alone may be as large as it likes. */
-    if (!conn->outbox.bytes || im_outbox_cost(&conn->outbox) + len <= most)
+    /* What is sent alone may be as large as it likes, and so may last words
+     * behind a message that was begun. */
+    if (!conn->outbox.bytes || conn->state == IM_STATE_CLOSING ||
+        im_outbox_cost(&conn->outbox) + len <= most)
         return true;
     im_conn_doom(loop, slot, IM_CLOSE_SLOW);
     return false;
