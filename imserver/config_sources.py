@@ -20,6 +20,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from imserver.config import Config, Key
+from imserver.config_api import ApiKey
 from imserver.config_section import ConfigError, Section, broken_rule, hints
 
 PREFIX = "IMSERVER_"
@@ -38,11 +39,13 @@ def load(
     *,
     environ: Mapping[str, str] = _NOTHING,
     overrides: Mapping[str, Any] = _NOTHING,
+    defaults: Mapping[str, Any] = _NOTHING,
 ) -> Config:
     """The configuration from a TOML file, the environment and `overrides` ("limits.calls": 8).
 
     Pass `os.environ` for `environ`; without it the environment is not looked at. `overrides`
-    are the command line's and the caller's own. Key files are read once, to see that they can
+    are the command line's and the caller's own, `defaults` what stands where nobody says
+    otherwise. Key files are read once, to see that they can
     be. ConfigError names what is wrong, and where it came from.
     """
     tree = _read_toml(Path(path)) if path is not None else {}
@@ -53,6 +56,8 @@ def load(
     for key, value in overrides.items():
         _place(tree, key.split("."), value, "the command line")
         sources[key] = "the command line"
+    for key, value in defaults.items():
+        tree.setdefault(key, value)
     try:
         config: Config = _build(Config, tree, "")
     except ConfigError as error:
@@ -156,7 +161,7 @@ def _build(kind: Any, given: Any, path: str) -> Any:
             raise ConfigError(f"{path}.{item.name}", "has no default: set it")
     try:
         section = kind(**values)
-        if isinstance(section, Key):
+        if isinstance(section, Key | ApiKey):
             section.material()
     except ConfigError as error:
         # The section does not know its place in a list, "auth.keys.0".
@@ -202,6 +207,19 @@ def _parse_list(text: str, key: str) -> Any:
 def to_toml(config: Config) -> str:
     """Every setting as TOML that `load` reads back; secrets are replaced by "***"."""
     return "\n".join(_lines(config, "")).strip() + "\n"
+
+
+def to_builtins(section: Section) -> dict[str, Any]:
+    """The same as plain values."""
+    return {name: _shown(name, getattr(section, name)) for name in hints(type(section))}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, Section):
+        return to_builtins(value)
+    if isinstance(value, tuple):
+        return [_shown(name, item) for item in value]
+    return "***" if name in SECRETS and value else value
 
 
 def _lines(section: Section, path: str) -> Iterator[str]:
