@@ -1,6 +1,7 @@
 /** Times, sizes and counts as people read them, in the language of their browser. */
 
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const SECONDS = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const WHOLE = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const DAY = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long" });
 const DAY_OF_YEAR = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "long", year: "numeric" });
@@ -8,6 +9,7 @@ const NEAR = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
 const SHORT = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
 const DAY_MS = 86_400_000;
 
+export const seconds = (ms) => SECONDS.format(ms);
 export const clock = (ms) => CLOCK.format(ms);
 export const whole = (ms) => WHOLE.format(ms);
 export const iso = (ms) => new Date(ms).toISOString();

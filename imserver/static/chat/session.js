@@ -201,9 +201,11 @@ export class Session {
     await Promise.all([this.earlier(conversation), this.#mark(conversation)]);
   }
 
-  /** Load what came before the messages that are held. */
+  /** Load what came before the messages that are held; not before it is subscribed, else what
+   * came between the two would be missing. */
   async earlier(conversation) {
-    if (conversation.isLoading || conversation.isComplete || !conversation.keeps) return;
+    const { subscription, isLoading, isComplete, keeps } = conversation;
+    if (!subscription || isLoading || isComplete || !keeps) return;
     conversation.isLoading = true;
     this.#changed();
     const before = conversation.firstSeq || undefined;

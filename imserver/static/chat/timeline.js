@@ -54,8 +54,9 @@ export class Timeline {
     arrange(this.#list, this.#nodes(conversation, session));
     this.#list.setAttribute("aria-busy", String(conversation.isLoading));
     this.#start(conversation);
-    if (anchor) this.#scroller.scrollTop += anchor.node.offsetTop - anchor.top;
-    else this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    const moved = anchor && this.#rows.get(anchor.message)?.node;
+    if (moved) this.#scroller.scrollTop += moved.offsetTop - anchor.top;
+    if (this.#isAtEnd) this.#scroller.scrollTop = this.#scroller.scrollHeight;
     this.#jump.hidden = this.#isAtEnd;
     say(byId("jump-count"), conversation.unread ? `${conversation.unread} new` : "Latest");
     if (isOther || this.#scroller.scrollTop < NEAR_START_PX) this.#hooks.earlier();
@@ -129,10 +130,11 @@ export class Timeline {
     if (scrollTop < NEAR_START_PX) this.#hooks.earlier();
   }
 
+  /** A message, and where it is; its row may be drawn anew. */
   #firstInView() {
-    const top = this.#scroller.scrollTop;
-    for (const node of this.#list.children)
-      if (node.classList.contains("message") && node.offsetTop + node.offsetHeight > top) return { node, top: node.offsetTop };
+    const top = this.#scroller.scrollTop + this.#scroller.offsetTop;
+    for (const [message, { node }] of this.#rows)
+      if (node.offsetTop + node.offsetHeight > top) return { message, top: node.offsetTop };
     return null;
   }
 }
