@@ -155,7 +155,7 @@ def own_server(where: Placement, threads: str) -> Iterator[Subject]:
     CPUs. It ends with this block, and with this process however that ends."""
     environment = {key: at for key, at in os.environ.items() if not key.startswith("IMSERVER_")}
     command = [sys.executable, "-m", "imserver", "serve", "--dev", "--threads", threads]
-    command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]
+    command += ["--listen", "127.0.0.1:0", "--http", "", "--data"]
     libc = ctypes.CDLL(None)  # loaded here: between fork and exec there must be no import
     cpus = frozenset({where.server}) if threads == "1" else where.of_threads
 

@@ -9,7 +9,7 @@ from typing import IO, Any, TypeVar, cast
 
 import click
 
-from imserver.config import DEFAULT_DATA_DIR, Config, ConfigError
+from imserver.config import DEFAULT_DATA_DIR, DEFAULT_HTTP, Config, ConfigError
 from imserver.config_sources import load
 
 EX_CONFIG = 78
@@ -30,7 +30,8 @@ def read_config(path: Path | None, **overrides: Any) -> Config:
     """File, environment, command line. Options that were not given are None and do nothing."""
     given = {key: value for key, value in overrides.items() if value is not None}
     try:
-        return load(path, environ=os.environ, overrides=given)
+        defaults = {"http": DEFAULT_HTTP}
+        return load(path, environ=os.environ, overrides=given, defaults=defaults)
     except ConfigError as error:
         raise BadConfig(str(error)) from None
 
@@ -51,7 +52,7 @@ def serving_options(command: F) -> F:
         click.option("--dev", is_flag=True, default=None, help="Insecure: for trying out."),
         click.option("--threads", metavar="N", help="I/O threads; 0: in the event loop."),
         click.option("--data", "data_dir", metavar="DIR", help="Directory for what survives."),
-        click.option("--http", metavar="HOST:PORT", help="Address of the HTTP API."),
+        click.option("--http", metavar="HOST:PORT", help='Address of the HTTP API; "": none.'),
         click.option("--listen", metavar="HOST:PORT", help="Address for clients."),
         config_option,
     ):

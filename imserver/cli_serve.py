@@ -20,11 +20,15 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from imserver.cli_terminal import printable
 from imserver.config import Config, Log, is_loopback
+
+if TYPE_CHECKING:
+    from imserver.server import Server
 
 #: More descriptors than this serve nobody, and some kernels refuse.
 FILES_MAX = 1_048_576
@@ -50,6 +54,7 @@ def serve(config: Config, version: str, config_option: str = "") -> None:
 async def _serve(config: Config, version: str, config_option: str) -> None:
     try:
         from imserver.server import Server
+        from imserver.server_listener import address_text
         from imserver.timeline import StoreError
     except ImportError as error:
         raise CannotServe(f"{error}; `imserver doctor` says what is missing") from error
@@ -61,11 +66,12 @@ async def _serve(config: Config, version: str, config_option: str) -> None:
         except StoreError as error:
             raise CannotServe(str(error)) from error
         except (OSError, MemoryError, ValueError) as error:
-            raise CannotServe(_why_not(error, config.listen)) from error
-        click.echo(greeting(config, _address_text(server.address), version, config_option))
+            raise CannotServe(_why_not(error, config)) from error
+        http = address_text(server.http_address) if server.http_address else ""
+        click.echo(greeting(config, address_text(server.address), version, config_option, http))
         sys.stdout.flush()
         notify_systemd("READY=1")
-        await stop.wait()
+        await _told_to_stop(stop, server)
         notify_systemd("STOPPING=1")
         click.echo("leaving: telling clients to come back; once more to leave at once", err=True)
         try:
@@ -73,6 +79,14 @@ async def _serve(config: Config, version: str, config_option: str) -> None:
                 await server.drain()
         except TimeoutError:
             _log.warning("drain did not end in time")
+
+
+async def _told_to_stop(stop: asyncio.Event, server: "Server") -> None:
+    """By a signal, or by an operator who has drained it over HTTP."""
+    waiting = {asyncio.create_task(stop.wait()), asyncio.create_task(server.drained())}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -101,21 +115,20 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _why_not(error: Exception, listen: str) -> str:
+def _why_not(error: Exception, config: Config) -> str:
     if not isinstance(error, OSError):
         return str(error)
+    address = error.filename or config.listen
     if error.errno == errno.EADDRINUSE:
-        rule = "stop the process that has it, or choose another with --listen"
-        return f"{listen} is in use: {rule}"
-    return f"cannot listen on {listen}: {error.strerror or error}"
+        option = "--http" if address == config.http else "--listen"
+        rule = f"stop the process that has it, or choose another with {option}"
+        return f"{address} is in use: {rule}"
+    return f"cannot listen on {address}: {error.strerror or error}"
 
 
-def _address_text(address: tuple[str, int]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def greeting(config: Config, address: str, version: str, config_option: str = "") -> str:
+def greeting(
+    config: Config, address: str, version: str, config_option: str = "", http: str = ""
+) -> str:
     """What is running, and the next thing to type."""
     me = _program()
     where = "" if address == "127.0.0.1:7400" else f" --server {address}"
@@ -123,8 +136,14 @@ def greeting(config: Config, address: str, version: str, config_option: str = ""
     room = f"room for {config.limits.max_connections} connections"
     lines = [f"imserver {version} listens on {address} ({threads}, {room})"]
     if config.dev:
+        lines.append(click.style("INSECURE (--dev): whoever reaches it can be any user.", fg="red"))
+        if http:
+            lines += [
+                "Chat in two windows of a browser:",
+                f"    http://{http}/chat",
+                f"and watch the server at http://{http}/",
+            ]
         lines += [
-            click.style("INSECURE (--dev): whoever reaches it can be any user.", fg="red"),
             "Let two people talk, each in a terminal of their own:",
             f"    {me} chat lobby --user ann{where}",
             f"    {me} chat lobby --user bob{where}",
@@ -136,6 +155,8 @@ def greeting(config: Config, address: str, version: str, config_option: str = ""
             f"    export IMSERVER_TOKEN=$({me} token ann {rights})",
             f"    {me} chat lobby{where}",
         ]
+        if http:
+            lines.append(f"The console is at http://{http}/ and asks for a key (api.keys).")
         if not is_loopback(config.listen):
             warning = "There is no TLS: tokens and messages can be read on their way."
             lines.append(click.style(warning, fg="yellow"))

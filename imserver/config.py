@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
 
+from imserver.config_api import Api
 from imserver.config_section import ConfigError as ConfigError
 from imserver.config_section import Section
 
@@ -343,8 +344,9 @@ class Config(Section, frozen=True, kw_only=True):
 
     #: Address for clients. Loopback until you say otherwise.
     listen: str = "127.0.0.1:7400"
-    #: Address of the HTTP API, for back ends and operators. Without effect until it exists.
-    http: str = "127.0.0.1:7480"
+    #: Address of the HTTP API, for back ends, operators and our own pages. Empty: there is none;
+    #: but `imserver serve` then uses 127.0.0.1:7480 unless it is told to have none.
+    http: str = ""
     #: Directory for what must survive. Empty: nothing is kept; but `imserver serve` then uses
     #: "data".
     data_dir: str = ""
@@ -364,6 +366,7 @@ class Config(Section, frozen=True, kw_only=True):
     drain: Drain = field(default_factory=Drain)
     delivery: Delivery = field(default_factory=Delivery)
     auth: Auth = field(default_factory=Auth)
+    api: Api = field(default_factory=Api)
     websocket: Websocket = field(default_factory=Websocket)
     #: The namespaces there are. A list of your own replaces this one; topics outside are refused.
     namespaces: tuple[Namespace, ...] = DEFAULT_NAMESPACES
@@ -371,6 +374,8 @@ class Config(Section, frozen=True, kw_only=True):
 
     def check(self) -> None:
         for name, address in (("listen", self.listen), ("http", self.http)):
+            if name == "http" and not address:
+                continue
             try:
                 split_address(address)
             except ValueError as error:
@@ -386,6 +391,9 @@ class Config(Section, frozen=True, kw_only=True):
 #: Where `imserver serve` keeps what must survive, unless it is told.
 DEFAULT_DATA_DIR = "data"
 
+#: Where `imserver serve` has its HTTP API, unless it is told.
+DEFAULT_HTTP = "127.0.0.1:7480"
+
 #: How a newcomer gets a first key.
 MAKE_A_KEY = """make a secret and name it:
   (umask 077; python3 -c 'import secrets; print(secrets.token_urlsafe(48))' > imserver.secret)
@@ -398,6 +406,8 @@ def check_serve(config: Config) -> None:
     last. An embedding program may do without (hooks, raised limits). ConfigError otherwise."""
     for key in config.auth.keys:
         key.material()
+    for api_key in config.api.keys:
+        api_key.material()
     if not config.auth.keys and not config.dev:
         rule = f"without a key every login is refused; {MAKE_A_KEY}\n"
         raise ConfigError("auth.keys", f"{rule}or try things out on this machine with --dev")

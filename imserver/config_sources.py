@@ -20,6 +20,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from imserver.config import Config, Key
+from imserver.config_api import ApiKey
 from imserver.config_section import ConfigError, Section, broken_rule, hints
 
 PREFIX = "IMSERVER_"
@@ -38,11 +39,13 @@ def load(
     *,
     environ: Mapping[str, str] = _NOTHING,
     overrides: Mapping[str, Any] = _NOTHING,
+    defaults: Mapping[str, Any] = _NOTHING,
 ) -> Config:
     """The configuration from a TOML file, the environment and `overrides` ("limits.calls": 8).
 
     Pass `os.environ` for `environ`; without it the environment is not looked at. `overrides`
-    are the command line's and the caller's own. Key files are read once, to see that they can
+    are the command line's and the caller's own, `defaults` what stands where nobody says
+    otherwise. Key files are read once, to see that they can
     be. ConfigError names what is wrong, and where it came from.
     """
     tree = _read_toml(Path(path)) if path is not None else {}
@@ -53,6 +56,8 @@ def load(
     for key, value in overrides.items():
         _place(tree, key.split("."), value, "the command line")
         sources[key] = "the command line"
+    for key, value in defaults.items():
+        tree.setdefault(key, value)
     try:
         config: Config = _build(Config, tree, "")
     except ConfigError as error:
@@ -156,7 +161,7 @@ def _build(kind: Any, given: Any, path: str) -> Any:
             raise ConfigError(f"{path}.{item.name}", "has no default: set it")
     try:
         section = kind(**values)
-        if isinstance(section, Key):
+        if isinstance(section, Key | ApiKey):
             section.material()
     except ConfigError as error:
         # The section does not know its place in a list, "auth.keys.0".
@@ -211,10 +216,10 @@ def _lines(section: Section, path: str) -> Iterator[str]:
         key = f"{path}.{name}".lstrip(".")
         if isinstance(value, Section):
             below.append((key, f"[{key}]", value))
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             below += [(key, f"[[{key}]]", item) for item in value]
-            if not value:
-                yield f"{name} = []"
+        elif isinstance(value, tuple):
+            yield f"{name} = [{', '.join(toml_value(item) for item in value)}]"
         elif name in SECRETS and value:
             yield f'{name} = "***"'
         else:

@@ -35,6 +35,7 @@ class ErrorCode(IntEnum):
     UNAUTHORIZED = 401, "client", False, "the token is missing, wrong or expired"
     FORBIDDEN = 403, "client", False, "this user may not do this here"
     NOT_FOUND = 404, "client", False, "no such frame type, method, topic or subscription"
+    METHOD_NOT_ALLOWED = 405, "client", False, "HTTP only: this address has other methods"
     TIMEOUT = 408, "server", True, "no answer in time; whether it was done is unknown"
     CONFLICT = 409, "client", False, "it contradicts something that already stands"
     LOST = 410, "server", False, "messages that were kept cannot be read any more"

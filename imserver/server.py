@@ -17,14 +17,15 @@ Not here: what clients do (gateway), what hooks see (hooks), the signals and log
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
 
 from imserver.auth import Authenticator
-from imserver.config import Config, split_address
+from imserver.config import Config
 from imserver.control import ControlServer
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.gateway import Gateway
@@ -51,12 +52,14 @@ from imserver.protocol import (
 )
 from imserver.retention import Retention
 from imserver.routing import Routing, is_addressable
+from imserver.server_listener import address_text, open_listener
 from imserver.sessions import MemorySessions, Sessions
 from imserver.timeline_sqlite import SqliteTimeline
 
-#: Connections that the kernel has completed and we have not accepted: the first moments of a
-#: login storm. The kernel lowers it to net.core.somaxconn.
-BACKLOG: Final = 4_096
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from imserver.http_listener import HttpListener
 
 #: How long the last words to those we close may take.
 FLUSH_S: Final = 0.5
@@ -100,6 +103,10 @@ class Server:
         self._store: SqliteTimeline | None = None
         self._retention: Retention | None = None
         self._control: ControlServer | None = None
+        #: What an operator may ask for, of a server that has a store and runs.
+        self.operations: Operations | None = None
+        self._http: HttpListener | None = None
+        self._drained = asyncio.Event()
         self._gateway: Gateway | None = None
         self._address: tuple[str, int] | None = None
         self._published = 0
@@ -153,10 +160,11 @@ class Server:
         listener = await open_listener(self.config.listen)
         try:
             self._address = listener.getsockname()[:2]
+            config = await self._open_http()
             if self.config.data_dir:
                 self._store = await SqliteTimeline.open(Path(self.config.data_dir))
             gateway = Gateway(
-                self.config,
+                config,
                 self._authenticator,
                 self._routing,
                 self.sessions,
@@ -170,10 +178,13 @@ class Server:
                 await self._listen_to_operator(gateway, self._store)
         except BaseException:
             listener.close()
+            await self._close_http()
             await self._close_store()
             raise
         gateway.orders.listen(listener.detach())
         self._gateway = gateway
+        if self._http:
+            await self._http.start()
 
     async def drain(self, timeout_s: float | None = None) -> None:
         """Leave without hurting anybody: take no new connections, ask everybody to come back
@@ -184,8 +195,14 @@ class Server:
             timeout_s = self.config.drain.timeout_ms / 1000
         gateway.leave()
         gateway.upgrades.close_all(CloseCode.RESTART)
-        await wait_until(lambda: gateway.is_idle, timeout_s)
-        await self._close_all(gateway)
+        await wait_until(lambda: self._gateway is not gateway or gateway.is_idle, timeout_s)
+        if self._gateway is gateway:
+            await self._close_all(gateway)
+        self._drained.set()
+
+    async def drained(self) -> None:
+        """Returns when somebody has drained it: this program, or an operator."""
+        await self._drained.wait()
 
     async def stop(self) -> None:
         """Close everything, at once but with a word (4201). Harmless when it is stopped."""
@@ -195,7 +212,9 @@ class Server:
         try:
             gateway.orders.unlisten()
             await self._close_all(gateway)
+            await self._close_http()
         finally:
+            self.operations = None
             if self._control:
                 await self._control.close()
             # While the gateway still listens to the core: what comes back has to be taken.
@@ -206,14 +225,28 @@ class Server:
     async def _listen_to_operator(self, gateway: Gateway, store: SqliteTimeline) -> None:
         assert gateway.followers
         delivery = gateway.followers.delivery
-        operations = Operations(store, redrive=delivery.redrive, followers=delivery.followers)
-        control = ControlServer(Path(self.config.data_dir), operations.methods)
+        self.operations = Operations(store, redrive=delivery.redrive, followers=delivery.followers)
+        control = ControlServer(Path(self.config.data_dir), self.operations.methods)
         try:
             await control.start()
         except OSError as error:  # clients need none
             _log.error("no control socket in %s: %s", self.config.data_dir, error)
         else:
             self._control = control
+
+    async def _open_http(self) -> Config:
+        """What the gateway is to know: the pages of the port that the system chose are ours."""
+        if not self.config.http:
+            return self.config
+        from imserver.http_listener import HttpListener
+
+        self._http = HttpListener(self.http_app, await open_listener(self.config.http))
+        return msgspec.structs.replace(self.config, http=address_text(self._http.address))
+
+    async def _close_http(self) -> None:
+        http, self._http = self._http, None
+        if http:
+            await http.close()
 
     async def _close_store(self) -> None:
         store, self._store = self._store, None
@@ -239,9 +272,34 @@ class Server:
         return self._address
 
     @property
+    def http_address(self) -> tuple[str, int] | None:
+        """The same of the HTTP API; None where the server does not listen for it."""
+        return self._http.address if self._http else None
+
+    @property
+    def http_app(self) -> "ASGIApp":
+        """The HTTP API, health, metrics and pages as an ASGI application, to be mounted in a
+        program's own. It answers 503 while the server does not run. ConfigError for API keys that
+        cannot be used."""
+        from imserver import __version__
+        from imserver.http_app import make_app
+
+        return make_app(self, __version__)
+
+    @property
     def failure(self) -> str:
-        """Why the server is not fit for work (readiness): the store has stopped. Else empty."""
+        """Why the server is not fit for work: the store has stopped. Else empty."""
         return self._store.failure if self._store else ""
+
+    @property
+    def unready(self) -> str:
+        """Why nobody should be sent here (readiness): "not running", "leaving", "the store has
+        stopped". Else empty."""
+        if self._gateway is None:
+            return "not running"
+        if self._gateway.logins.is_leaving:
+            return "leaving"
+        return "the store has stopped" if self.failure else ""
 
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name; docs/operations.md explains each."""
@@ -382,26 +440,3 @@ async def wait_until(is_so: Callable[[], bool], timeout_s: float) -> None:
     deadline_s = loop.time() + timeout_s
     while not is_so() and loop.time() < deadline_s:  # noqa: ASYNC110 (see LOOK_S)
         await asyncio.sleep(LOOK_S)
-
-
-async def open_listener(address: str) -> socket.socket:
-    """A non-blocking listening socket on "host:port". A name with several addresses gets the
-    first, IPv4 before IPv6; "[::]" takes both. OSError when it cannot be had."""
-    host, port = split_address(address)
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-    )
-    family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-        listener.bind(where)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

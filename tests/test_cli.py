@@ -206,7 +206,9 @@ def test_what_is_in_force_is_shown_without_secrets(run: Run, tmp_path: Path) -> 
     assert 'secret = "***"' in result.output
     path = tmp_path / "shown.toml"
     path.write_text(result.output.replace("***", SECRET))
-    assert load(path) == load(environ=KEYS, overrides={"threads": 2, "data_dir": "/x"})
+    assert load(path) == load(
+        environ=KEYS, overrides={"threads": 2, "data_dir": "/x", "http": "127.0.0.1:7480"}
+    )
 
 
 # doctor
@@ -282,6 +284,10 @@ def test_the_greeting_of_a_dev_server_warns_and_tells_what_to_type(
     assert "INSECURE" in text
     assert "imserver chat lobby --user ann\n" in text
     assert "imserver chat lobby --user bob\n" in text
+    assert "http" not in text
+    browsing = cli_serve.greeting(Config(dev=True), "127.0.0.1:7400", "1.0", "", "127.0.0.1:80")
+    assert "    http://127.0.0.1:80/chat\n" in browsing
+    assert "http://127.0.0.1:80/\n" in browsing
     elsewhere = cli_serve.greeting(Config(dev=True), "127.0.0.1:9", "1.0")
     assert "--user bob --server 127.0.0.1:9\n" in elsewhere
 

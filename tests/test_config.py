@@ -1,5 +1,6 @@
 """Settings: every source, every bound, every refusal with the name of what is wrong."""
 
+import json
 import re
 import resource
 from pathlib import Path
@@ -46,7 +47,7 @@ def refused(**sources: Any) -> ConfigError:
 
 def test_the_defaults_are_a_valid_configuration() -> None:
     config = Config()
-    assert (config.listen, config.http) == ("127.0.0.1:7400", "127.0.0.1:7480")
+    assert (config.listen, config.http) == ("127.0.0.1:7400", "")
     assert config.heartbeat == Heartbeat(interval_ms=30_000, timeout_ms=10_000, max_missed=3)
     assert config.namespaces == DEFAULT_NAMESPACES
     assert not config.dev
@@ -430,3 +431,37 @@ def test_every_setting_says_why() -> None:
             name = match[1] or match[2] or match[3]
             if name in names:
                 assert lines[number - 1].lstrip().startswith("#:"), line
+
+
+def test_lists_of_names_are_shown_and_read_back(tmp_path: Path) -> None:
+    key = {"name": "k", "secret_file": str(tmp_path / "s"), "scopes": ["publish", "read"]}
+    (tmp_path / "s").write_text("s" * 32 + "\n")
+    environ = {
+        "IMSERVER_API__KEYS": json.dumps([key]),
+        "IMSERVER_WEBSOCKET__ORIGINS__0": "https://app.example",
+    }
+    config = load(environ=environ)
+    assert config.api.keys[0].scopes == ("publish", "read")
+    assert config.api.keys[0].material() == b"s" * 32
+    assert load(write(tmp_path, to_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "rule"),
+    [
+        ({"secret": "s" * 31}, "secret", "at least 32 bytes"),
+        ({"secret": "s" * 32 + " "}, "secret", "printable ASCII"),
+        ({"secret": "é" * 32}, "secret", "printable ASCII"),
+        ({}, "secret", "one of them"),
+        ({"secret": "s" * 32, "secret_file": "/x"}, "secret", "one of them"),
+        ({"secret_file": "/nowhere"}, "secret_file", "cannot read"),
+        ({"secret": "s" * 32, "scopes": ["everything"]}, "scopes", "enum value"),
+        ({"secret": "s" * 32, "name": "a b"}, "name", "regex"),
+    ],
+)
+def test_an_api_key_that_is_none_is_refused(key: dict[str, Any], name: str, rule: str) -> None:
+    error = refused(overrides={"api.keys": [{"name": "k"} | key]})
+    assert error.key.startswith("api.keys.0")
+    assert error.key.split(".")[3] == name
+    assert rule in error.rule
+    assert "ssss" not in str(error)

@@ -28,6 +28,7 @@ ROWS = [
     {"auth", "routing", "sessions", "hooks", "timeline", "control"},
     {"delivery", "membership", "operations", "retention"},
     {"gateway"},
+    {"http"},
     {"server", "client"},
     {"cli", "__init__"},
     {"__main__"},

@@ -98,7 +98,7 @@ def run(tmp_path: Path) -> Iterator[type[Process]]:
 
 
 def serve(run: type[Process], *arguments: str) -> tuple[Process, str]:
-    server = run("serve", "--dev", "--listen", "127.0.0.1:0", *arguments)
+    server = run("serve", "--dev", "--listen", "127.0.0.1:0", "--http", "", *arguments)
     port = server.expect(r"127\.0\.0\.1:(\d+)")[1]
     return server, f"127.0.0.1:{port}"
 
@@ -164,7 +164,7 @@ def test_an_unsafe_dev_server_is_refused(run: type[Process]) -> None:
 
 def test_a_port_in_use_is_one_clear_line(run: type[Process]) -> None:
     _, address = serve(run)
-    second = run("serve", "--dev", "--listen", address)
+    second = run("serve", "--dev", "--listen", address, "--http", "")
     assert second.wait() != 0
     assert "Traceback" not in second.output
     assert address.split(":")[1] in second.output
@@ -174,7 +174,7 @@ def test_a_message_goes_from_publish_to_tail(run: type[Process], tmp_path: Path)
     """With a token, as in production: HS256, rights as claims."""
     config = tmp_path / "imserver.toml"
     config.write_text(
-        'listen = "127.0.0.1:0"\n[[auth.keys]]\nkid = "k"\nalgorithm = "HS256"\n'
+        'listen = "127.0.0.1:0"\nhttp = ""\n[[auth.keys]]\nkid = "k"\nalgorithm = "HS256"\n'
         'secret = "0123456789abcdef0123456789abcdef"\n'
     )
     server = run("serve", "--config", str(config))

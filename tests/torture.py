@@ -52,7 +52,8 @@ class Child:
     ) -> None:
         self.directory = directory
         self.port = free_port()
-        self._command = [*program, "serve", "--dev", "--listen", f"127.0.0.1:{self.port}"]
+        self._command = [*program, "serve", "--dev", "--http", ""]
+        self._command += ["--listen", f"127.0.0.1:{self.port}"]
         self._command += ["--data", str(directory), "--threads", str(threads)]
         self._log = (directory.parent / f"{directory.name}.log").open("ab")
 

@@ -63,7 +63,7 @@ def gil_host(auth: Auth, where: Placement) -> Iterator[Server]:
 def _configured(auth: Auth, address: tuple[str, int]) -> Iterator[tuple[Path, Adapter]]:
     """A configuration with a key made for this run, and the adapter that signs with it."""
     secret = secrets.token_urlsafe(48)
-    lines = [f'listen = "{address[0]}:{address[1]}"', 'http = "127.0.0.1:0"']
+    lines = [f'listen = "{address[0]}:{address[1]}"', 'http = ""']
     if auth == "dev":
         lines.append("dev = true")
     lines += ["[[auth.keys]]", 'algorithm = "HS256"', f'secret = "{secret}"']

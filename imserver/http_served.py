@@ -1,0 +1,42 @@
+"""What the HTTP API needs of the server it speaks for: `server.Server`, seen from here."""
+
+from collections.abc import Collection
+from typing import Any, Protocol
+
+from imserver.config import Config
+from imserver.operations import Operations
+from imserver.protocol import Receipt
+from imserver.sessions import Sessions
+
+
+class Served(Protocol):
+    """Its methods raise RuntimeError while it does not run; `unready` says so before."""
+
+    config: Config
+    sessions: Sessions
+
+    @property
+    def address(self) -> tuple[str, int]: ...
+    @property
+    def unready(self) -> str: ...
+    @property
+    def operations(self) -> Operations | None: ...
+
+    def stats(self) -> dict[str, int]: ...
+
+    async def publish(
+        self,
+        topic: str,
+        body: Any,
+        *,
+        tag: str = ...,
+        sender: str = ...,
+        codec: str | None = ...,
+        id: int = ...,
+        durable: bool = ...,
+    ) -> Receipt | None: ...
+
+    async def join(self, topic: str, users: Collection[str]) -> None: ...
+    async def leave(self, topic: str, users: Collection[str]) -> None: ...
+    async def disconnect(self, user: str, code: int = ...) -> int: ...
+    async def drain(self, timeout_s: float | None = None) -> None: ...
