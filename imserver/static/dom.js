@@ -25,14 +25,9 @@ export function icon(name) {
   svg.setAttribute("class", "icon");
   svg.setAttribute("aria-hidden", "true");
   const use = document.createElementNS(SVG, "use");
-  use.setAttribute("href", `#${name}`);
+  use.setAttribute("href", `#icon-${name}`);
   svg.append(use);
   return svg;
-}
-
-/** A button that shows an icon and says its name to those who hear it or hover. */
-export function iconButton(name, label, onclick, kind = "plain square") {
-  return element("button", { type: "button", class: `button ${kind}`, "aria-label": label, title: label, onclick }, icon(name));
 }
 
 export const byId = (id) => document.getElementById(id);

@@ -12,6 +12,7 @@ export class Sidebar {
     roving(this.#list, "a");
     // Tab comes in at the one that is open.
     this.#list.addEventListener("focusin", ({ target }) => {
+      if (!target.matches("a")) return;
       for (const link of this.#list.querySelectorAll("a")) link.tabIndex = link === target ? 0 : -1;
     });
   }
