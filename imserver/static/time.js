@@ -31,11 +31,11 @@ export function brief(ms, now = Date.now()) {
   return isSameDay(ms, now) ? clock(ms) : new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" }).format(ms);
 }
 
-/** 950, 1.2K, 3.4M; small ones with one digit behind the point. */
+/** 950, 1.2K, 3.4M; below ten with a digit behind the point, where there is one. */
 export function count(number) {
   if (number === null || number === undefined || Number.isNaN(number)) return "–";
   if (Math.abs(number) >= 1000) return SHORT.format(number);
-  return Number.isInteger(number) ? String(number) : number.toFixed(number < 10 ? 1 : 0);
+  return String(Number(number.toFixed(number < 10 ? 1 : 0)));
 }
 
 /** 900 B, 1.5 KiB, 20 MiB. */

@@ -7,14 +7,11 @@ import { avatar } from "./message.js";
 export class Sidebar {
   #items = new Map(); // topic -> { shape, node }
   #list = byId("conversations");
+  #open = null;
 
   constructor() {
     roving(this.#list, "a");
-    // Tab comes in at the one that is open.
-    this.#list.addEventListener("focusin", ({ target }) => {
-      if (!target.matches("a")) return;
-      for (const link of this.#list.querySelectorAll("a")) link.tabIndex = link === target ? 0 : -1;
-    });
+    this.#list.addEventListener("focusin", ({ target }) => target.matches("a") && this.#enterAt(target));
   }
 
   render(session, open) {
@@ -32,10 +29,22 @@ export class Sidebar {
     arrange(byId("people-list"), nodes(people));
     byId("no-people").hidden = people.length > 0;
     this.#items = kept;
-    const links = [...this.#list.querySelectorAll("a")];
-    if (!links.some((link) => link.tabIndex === 0) && links.length)
-      (links.find((link) => link.getAttribute("aria-current")) ?? links[0]).tabIndex = 0;
+    this.#doorway(open);
     this.#me(session);
+  }
+
+  /** Where Tab comes in: at the conversation that is open, or where the focus was last. */
+  #doorway(open) {
+    const links = [...this.#list.querySelectorAll("a")];
+    const isAnother = open !== this.#open;
+    this.#open = open;
+    const current = links.find((link) => link.getAttribute("aria-current"));
+    if (isAnother && current) this.#enterAt(current);
+    else if (links.length && !links.some((link) => link.tabIndex === 0)) this.#enterAt(current ?? links[0]);
+  }
+
+  #enterAt(target) {
+    for (const link of this.#list.querySelectorAll("a")) link.tabIndex = link === target ? 0 : -1;
   }
 
   focus() {

@@ -7,6 +7,8 @@ import { cell } from "./list.js";
 
 const gauge = (read) => (samples) => samples.gauge(read);
 const rate = (read) => (samples) => samples.rate(read);
+const within = (share, read) => (samples) => samples.within(share, read);
+const commits = (share) => within(share, (s) => s.commits);
 const last = (values) => values.findLast((value) => value !== null);
 const millis = (number) => (number === null || number === undefined ? "–" : `${count(number)} ms`);
 const dead = (s) => (s.delivery_dead_unacknowledged ?? 0) + (s.delivery_dead_nack ?? 0);
@@ -15,16 +17,16 @@ const TILES = [
   { label: "connections", of: gauge((s) => s.connections), format: count, note: (s) => `${count(s.sessions)} sessions of ${count(s.users)} users` },
   { label: "messages a second", of: rate((s) => s.messages_in), format: count, note: (s) => `${count(s.messages_in)} since the start` },
   { label: "deliveries a second", of: rate((s) => s.deliveries), format: count, note: (s) => `${count(s.subscriptions)} subscriptions` },
-  { label: "commit latency", of: gauge((s) => s.commit_p50_ms), format: millis, note: (s) => `99 of 100 within ${millis(s.commit_p99_ms)}` },
-  { label: "event queue", of: gauge((s) => s.event_queue), format: count, note: (s) => `loop lag ${millis(s.loop_lag_ms)}` },
+  { label: "commit latency", of: commits(0.5), format: millis, note: (_, samples) => `99 of 100 within ${millis(last(commits(0.99)(samples)))}` },
+  { label: "event queue", of: gauge((s) => s.event_queue), format: count, note: (_, samples) => `event loop late by ${millis(last(within(0.99, (s) => s.loop_lag)(samples)))}` },
   { label: "dead letters", of: gauge(dead), format: count, note: () => "since the start", isBad: (value) => value > 0 },
 ];
 
 const CHARTS = [
   { title: "Connections", format: count, lines: [{ label: "connections", of: gauge((s) => s.connections) }, { label: "sessions", of: gauge((s) => s.sessions) }] },
   { title: "Messages a second", format: count, lines: [{ label: "deliveries", of: rate((s) => s.deliveries) }, { label: "published", of: rate((s) => s.messages_in) }, { label: "kept", of: rate((s) => s.receipts) }] },
-  { title: "Commit latency", format: millis, lines: [{ label: "half", of: gauge((s) => s.commit_p50_ms) }, { label: "99 of 100", of: gauge((s) => s.commit_p99_ms) }] },
-  { title: "Event queue", format: count, lines: [{ label: "waiting for Python", of: gauge((s) => s.event_queue) }] },
+  { title: "Commit latency", format: millis, lines: [{ label: "half", of: commits(0.5) }, { label: "99 of 100", of: commits(0.99) }] },
+  { title: "Event queue", format: count, lines: [{ label: "waiting for Python", of: gauge((s) => s.event_queue) }, { label: "hooks at work", of: gauge((s) => s.hook_tasks + s.hook_messages) }] },
   { title: "Bytes a second", format: bytes, isBinary: true, lines: [{ label: "out", of: rate((s) => s.bytes_out) }, { label: "in", of: rate((s) => s.bytes_in) }] },
   { title: "Trouble a second", format: count, lines: [{ label: "redeliveries", of: rate((s) => s.redelivered) }, { label: "refusals", of: rate((s) => s.refusals) }, { label: "slow readers", of: rate((s) => s.slow_readers) }] },
 ];
@@ -46,7 +48,7 @@ export class Overview {
       for (const { of, format, note, isBad, value, said } of this.#tiles) {
         const now = last(of(samples));
         say(value, format(now));
-        say(said, note(stats));
+        say(said, note(stats, samples));
         value.classList.toggle("bad", Boolean(isBad?.(now)));
       }
     }

@@ -5,6 +5,8 @@
 
 export const EVERY_MS = 1_000;
 const KEPT = 600;
+/** What takes its time is judged by those of the last seconds: one alone is an accident. */
+const JUDGED = 10;
 /** Two answers further apart say nothing about a moment between. */
 const HOLE_S = 5;
 
@@ -22,7 +24,8 @@ export class Samples {
   /** An answer, or null where none came. Its time is the page's: a clock that is set moves no line. */
   add(answer, at = Date.now() / 1000) {
     if (answer) this.told = answer;
-    this.#samples.push({ at, stats: answer?.counts ?? null });
+    const stats = answer && { ...answer.counts, commits: answer.commits, loop_lag: answer.loop_lag };
+    this.#samples.push({ at, stats });
     if (this.#samples.length > KEPT) this.#samples.shift();
   }
 
@@ -39,6 +42,29 @@ export class Samples {
   rate(read) {
     return this.#samples.map((one, at) => growth(this.#samples[at - 1], one, read));
   }
+
+  /** Milliseconds within which `share` of what was timed lately was done; null when nothing was. */
+  within(share, read) {
+    return this.#samples.map(({ stats }, at) => {
+      const before = this.#samples[Math.max(0, at - JUDGED)].stats;
+      return before && stats ? quantile(share, read(before), read(stats)) : null;
+    });
+  }
+}
+
+/** From counts by upper bound; evenly between two bounds, as nothing else is known. */
+function quantile(share, before, { bounds_ms, counts }) {
+  const fresh = counts.map((count, at) => count - before.counts[at]);
+  const all = fresh.reduce((sum, count) => sum + count, 0);
+  if (all <= 0 || fresh.some((count) => count < 0)) return null;
+  let below = 0;
+  for (const [at, count] of fresh.entries()) {
+    const floor = bounds_ms[at - 1] ?? 0;
+    if (count && below + count >= share * all)
+      return floor + ((bounds_ms[at] ?? floor) - floor) * ((share * all - below) / count);
+    below += count;
+  }
+  return null;
 }
 
 function growth(before, { at, stats }, read) {
