@@ -209,6 +209,19 @@ def to_toml(config: Config) -> str:
     return "\n".join(_lines(config, "")).strip() + "\n"
 
 
+def to_builtins(section: Section) -> dict[str, Any]:
+    """The same as plain values."""
+    return {name: _shown(name, getattr(section, name)) for name in hints(type(section))}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, Section):
+        return to_builtins(value)
+    if isinstance(value, tuple):
+        return [_shown(name, item) for item in value]
+    return "***" if name in SECRETS and value else value
+
+
 def _lines(section: Section, path: str) -> Iterator[str]:
     below: list[tuple[str, str, Section]] = []
     for name in hints(type(section)):

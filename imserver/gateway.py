@@ -40,6 +40,7 @@ from imserver.gateway_tasks import Tasks
 from imserver.gateway_upgrades import Upgrades
 from imserver.gateway_verdicts import Verdicts
 from imserver.hooks import Hooks, Publication
+from imserver.measures import Histogram, Measures
 from imserver.model_session import NEVER, Session
 from imserver.protocol import (
     Call,
@@ -93,10 +94,13 @@ class Gateway:
         )
         self.upgrades = Upgrades(config, self.core, hooks.websockets)
         self.logins.brought = self.upgrades.token
-        self.answers = Answers(self.core, sessions)
+        self.answers = Answers(self.core, sessions, self._frames.refusals)
         self._store = store
-        self.durability = Durability(self.core, sessions, routing, store is not None)
-        self.followers = Followers(config, self.core, sessions, routing, store) if store else None
+        refusals = self._frames.refusals
+        self.durability = Durability(self.core, sessions, routing, refusals, store is not None)
+        self.followers = None
+        if store:
+            self.followers = Followers(config, self.core, sessions, routing, store, refusals)
         self.subscriptions = Subscriptions(
             self.core,
             sessions,
@@ -124,6 +128,8 @@ class Gateway:
         timeout_s = config.limits.call_timeout_ms / 1000
         self._calls = Calls(sessions, routing, self.orders.refresh, kept, timeout_s)
         self._hook_timeout_s = config.limits.hook_timeout_ms / 1000
+        self.events_taken = 0
+        self._loop_lag = Histogram()
 
     # Life
 
@@ -140,7 +146,7 @@ class Gateway:
             self._store.attach(self.core)
             self.followers.start()
         self._loop.add_reader(self.core.fileno(), self.on_events)
-        self._sweeping = self._loop.call_later(SWEEP_S, self.on_sweep)
+        self._sweep_later()
 
     async def settle(self) -> None:
         """Before the store closes: what has been acknowledged goes into it."""
@@ -184,6 +190,11 @@ class Gateway:
         """Nobody is connected, and nothing that was accepted waits for a hook."""
         return not (self.sessions or self.upgrades or self._hooks.batches or self._judging)
 
+    @property
+    def measures(self) -> Measures:
+        commits = self._store.commits if self._store else Histogram()
+        return Measures(commits, self._loop_lag, self._frames.refusals.counts)
+
     def stats(self) -> dict[str, int]:
         """How much is in the hands of hooks, and what delivery has done."""
         tasks = len(self._judging) + len(self._calling) + len(self._closing)
@@ -200,6 +211,7 @@ class Gateway:
         if not self.answers.is_running:
             return False
         events = self.core.poll()
+        self.events_taken += len(events)
         for kind, conn, a, b, data in events:
             try:
                 _HANDLERS[kind](self, conn, a, b, data)
@@ -346,12 +358,17 @@ class Gateway:
 
     def on_sweep(self) -> None:
         """End the sessions whose token has expired."""
+        self._loop_lag.add(max(0.0, time.monotonic() - self._sweep_due_s))
         try:
             for session in self.sessions.expired(time.time()):
                 session.expires_s = NEVER  # once; it is in the table until the core says it closed
                 self.core.close(session.conn, CloseCode.TOKEN_EXPIRED)
         finally:
-            self._sweeping = self._loop.call_later(SWEEP_S, self.on_sweep)
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        self._sweep_due_s = time.monotonic() + SWEEP_S
+        self._sweeping = self._loop.call_later(SWEEP_S, self.on_sweep)
 
     # What is answered later
 

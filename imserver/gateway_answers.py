@@ -9,8 +9,9 @@ Not here: what is answered (gateway_frames), how many tasks there may be (gatewa
 import logging
 from functools import partial
 
-from imserver import _core, gateway_frames
+from imserver import _core
 from imserver.errors import ErrorCode, ImError
+from imserver.gateway_frames import Refusals
 from imserver.gateway_tasks import Tasks, Work
 from imserver.model_session import Session
 from imserver.sessions import Sessions
@@ -21,17 +22,18 @@ _log = logging.getLogger("imserver.gateway")
 class Answers:
     """For one gateway. `is_running` from its start until it stops: then nobody is here."""
 
-    def __init__(self, core: _core.Core, sessions: Sessions) -> None:
+    def __init__(self, core: _core.Core, sessions: Sessions, refusals: Refusals) -> None:
         self.is_running = False
         self._core = core
         self._sessions = sessions
+        self._refusals = refusals
 
     def is_here(self, session: Session) -> bool:
         return self.is_running and self._sessions.get(session.conn) is session
 
     def refuse(self, session: Session, request: int, error: ImError, ends: int) -> None:
         if self.is_here(session):
-            frame = gateway_frames.error(error, session.codec, request)
+            frame = self._refusals.frame(error, session.codec, request)
             self._core.send(session.conn, frame, ends)
 
     def later(self, tasks: Tasks, session: Session, request: int, ends: int, work: Work) -> None:

@@ -12,8 +12,9 @@ from itertools import count
 from struct import Struct
 from typing import Final
 
-from imserver import _core, gateway_frames
+from imserver import _core
 from imserver.errors import ErrorCode, ImError
+from imserver.gateway_frames import Refusals
 from imserver.protocol import DURABLE, Receipt
 from imserver.routing import Routing
 from imserver.sessions import Sessions
@@ -29,11 +30,17 @@ class Durability:
     """What is kept, for one server. `is_open`: there is a store."""
 
     def __init__(
-        self, core: _core.Core, sessions: Sessions, routing: Routing, is_open: bool
+        self,
+        core: _core.Core,
+        sessions: Sessions,
+        routing: Routing,
+        refusals: Refusals,
+        is_open: bool,
     ) -> None:
         self._core = core
         self._sessions = sessions
         self._routing = routing
+        self._refusals = refusals
         self._is_open = is_open
         self._tokens = count(1)
         self._keeping: dict[int, tuple[asyncio.Future[Receipt], int, str]] = {}
@@ -97,4 +104,4 @@ class Durability:
         topic = data[1:ids_at].decode(errors="replace")
         for (id,) in _ID.iter_unpack(data[ids_at:]):
             error = ImError(code, id=id, topic=topic)
-            self._core.send(conn, gateway_frames.error(error, session.codec, 0))
+            self._core.send(conn, self._refusals.frame(error, session.codec, 0))

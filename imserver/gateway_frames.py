@@ -3,6 +3,7 @@
 Everything that is the same for all is made once.
 """
 
+from collections import Counter
 from typing import Any, Final
 
 from imserver.config import Config
@@ -28,6 +29,8 @@ from imserver.protocol import (
 #: Characters of an error's text. It is for people, and some of it is what a client sent.
 TEXT_MAX: Final = 500
 
+_CODES: Final = frozenset(map(int, ErrorCode))
+
 
 def available_codecs() -> list[int]:
     """Those of control bodies; Protobuf only where its package is installed."""
@@ -44,6 +47,7 @@ class Frames:
 
     def __init__(self, config: Config) -> None:
         beat, limits, reconnect = config.heartbeat, config.limits, config.reconnect
+        self.refusals = Refusals()
         self._node = config.node
         self._heartbeat = Heartbeat(beat.interval_ms, beat.timeout_ms, beat.max_missed)
         self._limits = Limits(limits.max_frame_bytes, limits.window, limits.subscriptions)
@@ -93,12 +97,19 @@ def unsubscribed(topic: str, session: Session, request: int = 0, code: int = 0) 
     return encode_frame(FrameType.UNSUBSCRIBED, Unsubscribed(topic, code), session.codec, request)
 
 
-def error(refusal: ImError, codec: int, request: int) -> bytes:
-    """An ERROR frame; never raises, whatever a hook has put into its ImError."""
-    try:
-        body = Error.of(refusal)
-        body.message = body.message[:TEXT_MAX]
-        return encode_frame(FrameType.ERROR, body, codec, request)
-    except (ValueError, TypeError, AttributeError):
-        body = Error(ErrorCode.INTERNAL, ErrorCode.INTERNAL.meaning)
-        return encode_frame(FrameType.ERROR, body, codec, request)
+class Refusals:
+    """ERROR frames, counted by their numbers; 0 for those of the application."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def frame(self, refusal: ImError, codec: int, request: int) -> bytes:
+        """Never raises, whatever a hook has put into its ImError."""
+        self.counts[refusal.code if refusal.code in _CODES else 0] += 1
+        try:
+            body = Error.of(refusal)
+            body.message = body.message[:TEXT_MAX]
+            return encode_frame(FrameType.ERROR, body, codec, request)
+        except (ValueError, TypeError, AttributeError):
+            body = Error(ErrorCode.INTERNAL, ErrorCode.INTERNAL.meaning)
+            return encode_frame(FrameType.ERROR, body, codec, request)

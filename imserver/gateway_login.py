@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from imserver import _core, gateway_frames
+from imserver import _core
 from imserver.auth import Authenticator, Identity
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.gateway_frames import Frames
@@ -164,7 +164,7 @@ class Logins:
         """ERROR tells people why, the close code tells the client what to do."""
         if (codec, close) not in self._frames.goodbyes:
             codec = CODEC_JSON  # not a codec of ours: then the one that everybody has
-        self._core.send(conn, gateway_frames.error(error, codec, request))
+        self._core.send(conn, self._frames.refusals.frame(error, codec, request))
         self._core.close(conn, close, self._frames.goodbye(close, codec))
 
 

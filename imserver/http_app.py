@@ -16,10 +16,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from imserver.errors import ErrorCode, ImError
+from imserver.http_dead import DeadRoutes
 from imserver.http_guard import Guard
+from imserver.http_keys import Keys
+from imserver.http_metrics import Metrics
+from imserver.http_openapi import OpenApi
+from imserver.http_operator import OperatorRoutes
 from imserver.http_pages import Pages
 from imserver.http_problem import problem
+from imserver.http_publish import Publishing
+from imserver.http_route import ApiRoute
 from imserver.http_served import Served
+from imserver.http_sessions import SessionRoutes
+from imserver.http_topics import TopicRoutes
 
 _log = logging.getLogger("imserver.http")
 
@@ -28,10 +37,27 @@ _HTTP_ERRORS = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
 
 def make_app(server: Served, version: str) -> ASGIApp:
     """ConfigError for API keys that cannot be used."""
+    is_open = server.config.dev
+    keys = Keys(server.config.api, is_open=is_open)
+    metrics = Metrics(server, version)
     routes = [*_health(server), *Pages(server, version).routes]
+    routes += [route.bind(server, keys) for route in api_routes(server, version, metrics)]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
     app.router.redirect_slashes = False
-    return Guard(app, is_open=server.config.dev)
+    return Guard(app, metrics.count, is_open=is_open)
+
+
+def api_routes(server: Served, version: str, metrics: Metrics) -> list[ApiRoute]:
+    """All that ask for a key, and the description of them."""
+    routes = [
+        *Publishing(server).routes,
+        *TopicRoutes(server).routes,
+        *SessionRoutes(server).routes,
+        *DeadRoutes(server).routes,
+        *OperatorRoutes(server, version).routes,
+        *metrics.routes,
+    ]
+    return [*routes, *OpenApi(routes, version).routes]
 
 
 class Health(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""What stands before every route: who may reach a server from a browser, and what all answers say.
+"""What stands before every route: who may reach it from a browser, and what all answers say.
 
 With `dev` nobody is asked for a key, so whatever a browser on this machine can be made to send
 would be obeyed. Two things tell its requests from those of our own pages: the name in `Host`,
@@ -11,7 +11,7 @@ Not here: keys (http_keys), and routes that change something want JSON, which a 
 """
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,14 +34,13 @@ _DEFAULTS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 
-Start = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 
 class Guard:
     """Around the routes of one server."""
 
-    def __init__(self, app: ASGIApp, *, is_open: bool) -> None:
+    def __init__(self, app: ASGIApp, count: Callable[[int], None], *, is_open: bool) -> None:
         self._app = app
+        self._count = count
         self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +49,7 @@ class Guard:
             return
         if scope["type"] != "http":
             return
-        hardened = _hardened(send)
+        hardened = self._hardened(send)
         try:
             self._check(scope)
         except ImError as error:
@@ -72,6 +71,17 @@ class Guard:
             if origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
                 raise ImError(ErrorCode.FORBIDDEN, "pages of other sites may not ask this server")
 
+    def _hardened(self, send: Send) -> Send:
+        async def hardened(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self._count(message["status"])
+                headers = message["headers"] = list(message.get("headers", ()))
+                said = {name.lower() for name, _ in headers}
+                headers += [pair for pair in _HEADERS + _DEFAULTS if pair[0] not in said]
+            await send(message)
+
+        return hardened
+
 
 def header_values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
@@ -81,14 +91,3 @@ def host_name(host: str) -> str:
     """ "localhost:7480" as "localhost"; "" for what is no host."""
     found = HOST.fullmatch(host)
     return found[1].lower() if found else ""
-
-
-def _hardened(send: Send) -> Send:
-    async def hardened(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            headers = message["headers"] = list(message.get("headers", ()))
-            said = {name.lower() for name, _ in headers}
-            headers += [pair for pair in _HEADERS + _DEFAULTS if pair[0] not in said]
-        await send(message)
-
-    return hardened

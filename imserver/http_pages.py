@@ -18,7 +18,7 @@ from starlette.routing import Route
 from imserver.errors import ErrorCode, ImError
 from imserver.http_guard import host_name
 from imserver.http_problem import problem
-from imserver.http_served import Served
+from imserver.http_served import NOT_RUNNING, Served
 from imserver.upgrade import PATH
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -73,7 +73,7 @@ class Pages:
         return self._answer(request, request.path_params["name"])
 
     async def client(self, request: Request) -> Response:
-        if self._server.unready == "not running":
+        if self._server.unready == NOT_RUNNING:
             return problem(ImError(ErrorCode.OVERLOADED, "the server is not running"))
         dev = self._server.config.dev
         told = Client(self._server.address[1], PATH, dev, self._version)
@@ -94,7 +94,7 @@ class Pages:
         """The WebSocket has another port, which for a policy is another place."""
         places = ["'self'"]
         host = host_name(request.headers.get("host", ""))
-        if host and self._server.unready != "not running":
+        if host and self._server.unready != NOT_RUNNING:
             port = self._server.address[1]
             places += [f"ws://{host}:{port}", f"wss://{host}:{port}"]
         return (

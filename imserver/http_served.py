@@ -1,16 +1,20 @@
 """What the HTTP API needs of the server it speaks for: `server.Server`, seen from here."""
 
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from imserver.config import Config
+from imserver.measures import Measures
 from imserver.operations import Operations
 from imserver.protocol import Receipt
 from imserver.sessions import Sessions
 
+#: `Served.unready` of one whose methods raise.
+NOT_RUNNING: Final = "not running"
+
 
 class Served(Protocol):
-    """Its methods raise RuntimeError while it does not run; `unready` says so before."""
+    """Its methods raise RuntimeError while it does not run, which `unready` tells before."""
 
     config: Config
     sessions: Sessions
@@ -21,6 +25,8 @@ class Served(Protocol):
     def unready(self) -> str: ...
     @property
     def operations(self) -> Operations | None: ...
+    @property
+    def measures(self) -> Measures: ...
 
     def stats(self) -> dict[str, int]: ...
 

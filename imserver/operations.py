@@ -17,7 +17,7 @@ from imserver.control import Methods
 from imserver.errors import ErrorCode, ImError
 from imserver.operations_why import Follower, find, plain, why
 from imserver.protocol import decode_message
-from imserver.timeline import DeadLetter, Timeline, frame_starts
+from imserver.timeline import DeadLetter, Page, Timeline, frame_starts
 
 #: Dead letters in one step: each has a frame of up to 64 KiB.
 LETTERS_MAX: Final = 100
@@ -77,14 +77,14 @@ class Operations:
 
     async def history(self, topic: str, after: Count = 0, limit: Limit = 50) -> dict[str, Any]:
         page = await self._timeline.read(topic, after, limit)
-        starts = [*frame_starts(page.frames), len(page.frames)]
-        messages = [plain(decode_message(page.frames[a:b])) for a, b in pairwise(starts)]
-        gaps = [gap._asdict() for gap in page.gaps]
-        return {
-            "messages": messages,
-            "gaps": gaps,
-            "after": page.last if page.last > after else None,
-        }
+        return {**_plain_page(page), "after": page.last if page.last > after else None}
+
+    async def history_back(self, topic: str, before: Count, limit: Limit = 50) -> dict[str, Any]:
+        """The last messages before a seq, oldest first; `before` is where the page before them
+        ends, none at the beginning."""
+        page = await self._timeline.read_back(topic, before, limit)
+        is_first = page.first <= max(1, (await self._timeline.extent(topic)).first)
+        return {**_plain_page(page), "before": None if is_first else page.first}
 
     async def members(self, topic: str, after: str = "", limit: Limit = 100) -> dict[str, Any]:
         found = await self._timeline.members(topic, after, limit)
@@ -174,6 +174,12 @@ class Operations:
         self, topic: str, seq: Count, user: str = "", after: tuple[str, str] | None = None
     ) -> dict[str, Any]:
         return await why(self._timeline, self._followers(topic), topic, seq, user, after)
+
+
+def _plain_page(page: Page) -> dict[str, Any]:
+    starts = [*frame_starts(page.frames), len(page.frames)]
+    messages = [plain(decode_message(page.frames[a:b])) for a, b in pairwise(starts)]
+    return {"messages": messages, "gaps": [gap._asdict() for gap in page.gaps]}
 
 
 def _plain_letter(letter: DeadLetter) -> dict[str, Any]:

@@ -39,6 +39,8 @@ from imserver.hooks import (
     OnWebSocket,
     check_pattern,
 )
+from imserver.http_served import NOT_RUNNING
+from imserver.measures import Measures
 from imserver.membership import Membership
 from imserver.model import CODECS, encode_value
 from imserver.operations import Operations
@@ -278,9 +280,8 @@ class Server:
 
     @property
     def http_app(self) -> "ASGIApp":
-        """The HTTP API, health, metrics and pages as an ASGI application, to be mounted in a
-        program's own. It answers 503 while the server does not run. ConfigError for API keys that
-        cannot be used."""
+        """API, health, metrics and pages as an ASGI application, to be mounted in a program's own.
+        503 while the server does not run. ConfigError for API keys that cannot be used."""
         from imserver import __version__
         from imserver.http_app import make_app
 
@@ -296,7 +297,7 @@ class Server:
         """Why nobody should be sent here (readiness): "not running", "leaving", "the store has
         stopped". Else empty."""
         if self._gateway is None:
-            return "not running"
+            return NOT_RUNNING
         if self._gateway.logins.is_leaving:
             return "leaving"
         return "the store has stopped" if self.failure else ""
@@ -304,10 +305,17 @@ class Server:
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name; docs/operations.md explains each."""
         gateway = self._running()
+        core = gateway.orders.stats()
         own = {"sessions": len(self.sessions), "users": self.sessions.users}
+        own["event_queue"] = max(0, core["events"] - gateway.events_taken)
         if self._retention:
             own["forgotten"] = self._retention.forgotten
-        return gateway.orders.stats() | own | gateway.stats()
+        return core | own | gateway.stats()
+
+    @property
+    def measures(self) -> Measures:
+        """What is more than one number each."""
+        return self._running().measures
 
     async def publish(
         self,

@@ -14,6 +14,7 @@ from typing import Any, Self
 import apsw
 
 from imserver._core import Core
+from imserver.measures import Histogram
 from imserver.timeline import (
     PAGE_BYTES,
     PAGE_FRAMES,
@@ -77,6 +78,11 @@ class SqliteTimeline:
     @property
     def failure(self) -> str:
         return self._writer.failure
+
+    @property
+    def commits(self) -> Histogram:
+        """How long each took, from BEGIN to flushed."""
+        return self._writer.commits
 
     @property
     def damage(self) -> list[str]:

@@ -16,6 +16,7 @@ more is written, not even at the end (T5): a second fsync would succeed and have
 import asyncio
 import os
 import threading
+import time
 from asyncio import AbstractEventLoop, Future
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +27,7 @@ import apsw
 
 from imserver._core import Batch, Core, Journal, checksum
 from imserver.errors import ErrorCode, ImError
+from imserver.measures import Histogram
 from imserver.timeline import DEDUPE_MAX, DEDUPE_MS, Appended, Clock, full, is_full, stopped
 from imserver.timeline_sqlite_schema import NOTE_MS, Store, rows
 from imserver.timeline_sqlite_tables import Tables
@@ -61,6 +63,7 @@ class Writer:
 
     def __init__(self, store: Store, clock: Clock, loop: AbstractEventLoop) -> None:
         self.failure = ""
+        self.commits = Histogram()
         self._store = store
         self._clock = clock
         self._loop = loop
@@ -154,12 +157,14 @@ class Writer:
         """Commit after commit until it is time to end. False after a failure: from then on all
         that comes is refused."""
         while (jobs := self._gather()) is not None:
+            begun_s = time.monotonic()
             try:
                 results = self._write(jobs)
                 self._flush()
             except Exception as error:
                 self._fail(error, jobs)
                 break
+            self.commits.add(time.monotonic() - begun_s)
             if self._journal:
                 self._journal.settle(self._batch)
             if jobs:

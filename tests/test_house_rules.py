@@ -21,7 +21,7 @@ HEADERS = sorted((ROOT / "_core").glob("*.h"))
 #: from those of its own family (`client_link` belongs to `client`).
 ROWS = [
     {"errors", "config", "control_pb2", "_core", "_load"},
-    {"model", "names", "load"},
+    {"model", "names", "load", "measures"},
     {"bodies"},
     {"protocol", "upgrade", "websocket"},
     {"textual"},
