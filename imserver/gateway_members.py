@@ -15,8 +15,9 @@ import asyncio
 import logging
 from functools import partial
 
-from imserver import _core, gateway_frames
+from imserver import _core
 from imserver.errors import CloseCode, ErrorCode, ImError
+from imserver.gateway_answers import Answers
 from imserver.gateway_durable import Durability
 from imserver.gateway_subscriptions import Subscriptions
 from imserver.gateway_tasks import Tasks
@@ -40,6 +41,7 @@ class Members:
         tasks: Tasks,
         subscriptions: Subscriptions,
         durability: Durability,
+        answers: Answers,
         timeline: Timeline,
     ) -> None:
         self.membership = Membership(
@@ -52,6 +54,7 @@ class Members:
         self._sessions = sessions
         self._tasks = tasks
         self._subscriptions = subscriptions
+        self._answers = answers
         self._by_user: dict[str, set[str]] = {}  # of those who are here and are members
         self._loading: dict[int, asyncio.Event] = {}
         routing.is_member = self.is_member
@@ -114,10 +117,9 @@ class Members:
     def _tell(self, session: Session, topic: str, error: ImError) -> None:
         """What a member is not subscribed to; all of it, where no topic is named."""
         _log.info("%s is a member of %r and does not get it: %s", session.user, topic, error)
-        if self._sessions.get(session.conn) is session:
-            text = f"a membership without its subscription: {error.message}"
-            told = ImError(error.code, text, error.retry_after_ms, topic=topic)
-            self._core.send(session.conn, gateway_frames.error(told, session.codec, 0))
+        text = f"a membership without its subscription: {error.message}"
+        told = ImError(error.code, text, error.retry_after_ms, topic=topic)
+        self._answers.refuse(session, 0, told)
 
     def _on_joined(self, user: str, topic: str) -> None:
         for session in self._sessions.of(user):
