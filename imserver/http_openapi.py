@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -93,15 +93,9 @@ def _in_query(route: ApiRoute, schemas: Json) -> list[Json]:
         return []
     fields = schemas[route.types["query"].__name__]["properties"]
     return [
-        {"name": name, "in": "query", "required": False, "schema": _given(schema)}
+        {"name": name, "in": "query", "required": False, "schema": schema}
         for name, schema in fields.items()
     ]
-
-
-def _given(schema: Json) -> Json:
-    """A parameter that is not there has no value; one that is there is not null."""
-    choices = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
-    return cast(Json, choices[0]) if choices else schema
 
 
 def _content(route: ApiRoute) -> Json:
