@@ -29,7 +29,8 @@ struct web {
     uint64_t left;  /* of its payload */
     uint8_t control[IM_WS_CONTROL_MAX];
     size_t control_len;
-    uint32_t pongs; /* received */
+    bool is_careless; /* about pongs: its pings have anything in them */
+    uint32_t pongs;   /* received */
     uint32_t messages;
     bool is_closed;
     uint16_t code; /* of the close */
