@@ -77,6 +77,7 @@ class Restartable:
         host, port = self.running.address
         self.config["listen"] = f"{host}:{port}"
         from ws_bridge import Bridge
+
         self.bridge = Bridge((host, port))
         self.bridge.run()
         self.url = f"ws://{host}:{self.bridge.port}/ws"

@@ -22,6 +22,7 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One a module: while Playwright runs, no test beside it may have an event loop."""

@@ -53,7 +53,9 @@ def test_what_others_wrote_is_as_they_published_it() -> None:
     vendor = STATIC / "vendor"
     told = json.loads((vendor / "VENDOR.json").read_text())
     files = {path.name: path.read_bytes() for path in vendor.iterdir() if path.suffix != ".json"}
-    assert {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} == told["sha256"]
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} == told[
+        "sha256"
+    ]
     assert b"MIT" in files["LICENSE"]
     assert told["version"].encode() in files["uPlot.iife.min.js"][:400]
 
