@@ -281,7 +281,7 @@ class Conversation(NamedTuple):
 
 
 CONVERSATIONS = {
-    "raw": Conversation(RAW, b"", [framed(12), framed(12)], lambda body: framed(7, body)),
+    "raw": Conversation(RAW, b"", [framed(11), framed(11)], lambda body: framed(7, body)),
     "imserver": Conversation(python.TCP, b"", [framed(2), framed(4)], lambda b: framed(7, b)),
     "nats": Conversation(
         nats.adapter(),

@@ -64,45 +64,20 @@ def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-class Restartable:
-    """A server with a store, which comes back at the same address."""
+class Site(http.server.ThreadingHTTPServer):
+    """The files of the checkout, and POST /restart for tests that run elsewhere."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self.config: dict[str, Any] = {
-            "data_dir": str(data_dir),
-            "reconnect": {"base_ms": 50, "max_ms": 200},
-            "drain": {"spread_ms": 100},
-        }
-        self.running = RunningServer(dev_config(**self.config))
-        host, port = self.running.address
-        self.config["listen"] = f"{host}:{port}"
-        from ws_bridge import Bridge
-
-        self.bridge = Bridge((host, port))
-        self.bridge.run()
-        self.url = f"ws://{host}:{self.bridge.port}/ws"
-
-    def restart(self) -> None:
-        self.running.stop()
-        self.running = RunningServer(dev_config(**self.config))
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Restartable]:
-    server = Restartable(tmp_path)
-    yield server
-    server.running.stop()
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(ROOT)))
+        self.origin = f"http://127.0.0.1:{self.server_port}"
+        self.restart: Callable[[], None]
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """The files of the checkout, and POST /restart."""
-
-    def __init__(self, *arguments: Any, restart: Callable[[], None], **options: Any) -> None:
-        self.restart = restart
-        super().__init__(*arguments, **options)
+    server: Site
 
     def do_POST(self) -> None:
-        self.restart()
+        self.server.restart()
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -112,22 +87,51 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def site(server: Restartable) -> Iterator[str]:
-    handler = functools.partial(Handler, restart=server.restart, directory=str(ROOT))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
-        thread = threading.Thread(target=http_server.serve_forever)
+def site() -> Iterator[Site]:
+    with Site() as site:
+        thread = threading.Thread(target=site.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{http_server.server_port}"
-        http_server.shutdown()
+        yield site
+        site.shutdown()
         thread.join()
+
+
+class Restartable:
+    """A server with a store, which comes back at the same address."""
+
+    def __init__(self, data_dir: Path, origin: str) -> None:
+        config = {
+            "data_dir": str(data_dir),
+            "reconnect": {"base_ms": 50, "max_ms": 200},
+            "drain": {"spread_ms": 100},
+            "websocket": {"origins": [origin]},
+        }
+        self.running = RunningServer(dev_config(**config))
+        host, port = self.running.address
+        self.url = f"ws://{host}:{port}/ws"
+        self.config = dev_config(**config, listen=f"{host}:{port}")
+
+    def restart(self) -> None:
+        self.running.stop()
+        self.running = RunningServer(self.config)
+
+
+@pytest.fixture
+def server(tmp_path: Path, site: Site) -> Iterator[Restartable]:
+    server = Restartable(tmp_path, site.origin)
+    site.restart = server.restart
+    yield server
+    server.running.stop()
 
 
 # In Node
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_the_tests_of_the_client_pass(node: str, server: Restartable, site: str, name: str) -> None:
-    env = {"IMSERVER_URL": server.url, "IMSERVER_RESTART": f"{site}/restart"}
+def test_the_tests_of_the_client_pass(
+    node: str, server: Restartable, site: Site, name: str
+) -> None:
+    env = {"IMSERVER_URL": server.url, "IMSERVER_RESTART": f"{site.origin}/restart"}
     done = run([node, "--test", "--test-reporter=tap", f"test/{name}"], **env)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = dict(re.findall(r"^# (pass|fail|skipped) (\d+)$", done.stdout, re.MULTILINE))
@@ -197,11 +201,11 @@ WRITER = """async ([url, count]) => {
 
 
 def test_in_a_browser_nothing_is_lost_while_the_server_restarts(
-    browser: Any, server: Restartable, site: str
+    browser: Any, server: Restartable, site: Site
 ) -> None:
     reader, writer = browser.new_page(), browser.new_page()
     for page in (reader, writer):
-        page.goto(site)  # any page of that origin
+        page.goto(site.origin)  # any page of that origin
     assert reader.evaluate(READER, server.url) == ["bob", "open"]
     writer.evaluate(WRITER, [server.url, 50])
     reader.wait_for_function("seen.length === 50")
@@ -222,10 +226,10 @@ def test_in_a_browser_nothing_is_lost_while_the_server_restarts(
         assert page.evaluate("client.state") == "closed"
 
 
-def test_the_example_page_is_a_chat(browser: Any, server: Restartable, site: str) -> None:
+def test_the_example_page_is_a_chat(browser: Any, server: Restartable, site: Site) -> None:
     pages = {name: browser.new_page() for name in ("ann", "bob")}
     for name, page in pages.items():
-        page.goto(f"{site}/examples/chat.html?user={name}&server={server.url}")
+        page.goto(f"{site.origin}/examples/chat.html?user={name}&server={server.url}")
         page.get_by_text("connected as").wait_for()
     for name, page in pages.items():
         page.get_by_label("Message").fill(f"hello from <{name}>")
@@ -233,8 +237,9 @@ def test_the_example_page_is_a_chat(browser: Any, server: Restartable, site: str
     for page in pages.values():
         for name in pages:
             page.get_by_text(f"{name}: hello from <{name}>").wait_for()
-    server.restart()
+    server.running.stop()
     pages["bob"].get_by_text("reconnecting").wait_for()
+    server.restart()
     pages["bob"].get_by_text("connected as").wait_for()
     pages["bob"].get_by_label("Message").fill("still here")
     pages["bob"].get_by_label("Message").press("Enter")

@@ -42,7 +42,11 @@ export const CloseCode: {
 
 /** A request was refused, or the connection ended: then `code` is a close code, 0 without one. */
 export class ImError extends Error {
-  constructor(code: number, message?: string, details?: Partial<Pick<ImError, "retryAfterMs" | "topic" | "id" | "alternatives">>);
+  constructor(
+    code: number,
+    message?: string,
+    details?: Partial<Pick<ImError, "retryAfterMs" | "topic" | "id" | "alternatives">>,
+  );
   readonly name: "ImError";
   /** Of `ErrorCode`, of `CloseCode`, or 1000 to 3999: the application's own. */
   readonly code: number;
@@ -94,7 +98,11 @@ export interface Welcome {
   readonly node: string;
   /** Ms since the Unix epoch, by the server's clock. */
   readonly time: number;
-  readonly heartbeat: { readonly interval_ms: number; readonly timeout_ms: number; readonly max_missed: number };
+  readonly heartbeat: {
+    readonly interval_ms: number;
+    readonly timeout_ms: number;
+    readonly max_missed: number;
+  };
   readonly limits: { readonly max_frame: number; readonly window: number; readonly subscriptions: number };
   readonly reconnect: { readonly base_ms: number; readonly factor: number; readonly max_ms: number };
 }
@@ -224,7 +232,11 @@ export class Client extends EventTarget {
   publish(topic: string, body: unknown, options: DurablePublishOptions): Promise<Receipt>;
   /** Resolves when the socket has it. A refusal comes as an "error" event. */
   publish(topic: string, body: unknown, options?: PublishOptions & { durable?: false }): Promise<null>;
-  publish(topic: string, body: unknown, options?: PublishOptions & { durable?: boolean; retryMs?: number }): Promise<Receipt | null>;
+  publish(
+    topic: string,
+    body: unknown,
+    options?: PublishOptions & { durable?: boolean; retryMs?: number },
+  ): Promise<Receipt | null>;
   subscribe<Body = any>(topic: string, options?: SubscribeOptions): Promise<Subscription<Body>>;
   /** Ask the server: history, members, presence, read, unread, and what the application has. */
   call<Result = any>(method: string, params?: unknown, options?: { timeoutMs?: number }): Promise<Result>;

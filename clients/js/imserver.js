@@ -148,8 +148,7 @@ function checkTags(expression) {
   if (tags.length === 1 && tags[0] === "*") return "*";
   if (tags.length > 16) refuse("at most 16 tags in one expression");
   for (const tag of tags)
-    if (UNFIT_TAG.test(checkText(tag, "a tag in tags", 1, 64)))
-      refuse('tags are "*" or tags joined by "||"');
+    if (UNFIT_TAG.test(checkText(tag, "a tag in tags", 1, 64))) refuse('tags are "*" or tags joined by "||"');
   return tags.join("||");
 }
 
@@ -237,7 +236,18 @@ function encodeFrame(type, body = undefined, request = 0) {
 }
 
 /** A MESSAGE; `body` are bytes, and `codec` says what they hold. */
-function encodeMessage({ topic, tag = "", sender, body, id = 0, flags = 0, codec = 0, seq = 0, time = 0, attempt = 0 }) {
+function encodeMessage({
+  topic,
+  tag = "",
+  sender,
+  body,
+  id = 0,
+  flags = 0,
+  codec = 0,
+  seq = 0,
+  time = 0,
+  attempt = 0,
+}) {
   const parts = [topic, tag, sender].map((text) => toBytes.encode(text));
   parts.push(body);
   const bytes = parts.reduce((sum, part) => sum + part.length, MESSAGE_BYTES);
@@ -266,7 +276,7 @@ function encodePosition(type, seq, topic) {
 
 /** The frames in a binary message of the server: whole ones, one after the other. */
 function* decodeFrames(data) {
-  for (let at = 0; at < data.length; ) {
+  for (let at = 0; at < data.length;) {
     const view = new DataView(data.buffer, data.byteOffset + at, data.length - at);
     const bytes = view.byteLength < HEAD_BYTES ? 0 : view.getUint32(0) + 4;
     if (bytes < HEAD_BYTES || bytes > view.byteLength) throw fromServer("what is no frame");
@@ -312,9 +322,11 @@ function decodeMessage({ flags, codec, data, view }, codecs = { json: JSON_CODEC
   if (bodyAt > data.length) throw fromServer("a MESSAGE whose lengths contradict each other");
   let names;
   try {
-    names = [[topicAt, tagAt], [tagAt, senderAt], [senderAt, bodyAt]].map(([from, to]) =>
-      toText.decode(data.subarray(from, to)),
-    );
+    names = [
+      [topicAt, tagAt],
+      [tagAt, senderAt],
+      [senderAt, bodyAt],
+    ].map(([from, to]) => toText.decode(data.subarray(from, to)));
   } catch {
     throw fromServer("a MESSAGE with names that are not UTF-8");
   }
@@ -585,7 +597,7 @@ class Place {
       this.#stale--;
       return true;
     }
-    const isAside = this.#waiting.get(seq);
+    const isAside = this.#waiting.get(seq) || this.#nacked.has(seq); // or refused while it waited
     this.#waiting.delete(seq);
     if (isAside) {
       this.#asides.set(seq, false);
@@ -1024,10 +1036,7 @@ class Link {
     this.#owner = owner;
     this.closed = new Promise((resolve) => (this.#resolveClosed = resolve));
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => {
-      if (socket.protocol === SUBPROTOCOL) this.#write(encodeFrame(FrameType.HELLO, hello, 1));
-      else this.abort(new ImError(CloseCode.BAD_PROTOCOL, "no imserver: it does not speak im.v1"));
-    };
+    socket.onopen = () => this.#write(encodeFrame(FrameType.HELLO, hello, 1));
     socket.onmessage = ({ data }) => this.#received(data);
     socket.onerror = ({ message = "" }) => (this.#trouble ||= message);
     socket.onclose = ({ code, reason }) =>
@@ -1132,8 +1141,7 @@ class Link {
         this.#onFrame(frame);
       }
     } catch (error) {
-      if (!(error instanceof ImError)) throw error;
-      this.abort(error);
+      this.abort(error instanceof ImError ? error : new ImError(0, `the client failed: ${error}`));
     }
   }
 
@@ -1367,7 +1375,10 @@ export class Client extends EventTarget {
   async start() {
     if (this.#isStarted) throw new TypeError("started already");
     this.#isStarted = true;
-    this.#travel();
+    this.#travel().catch((error) => {
+      const closed = new ImError(0, `the client failed: ${error}`);
+      this.#finish(closed, closed);
+    });
     try {
       await this.#usable(this.#options.connectTimeoutMs);
     } catch (error) {
@@ -1442,7 +1453,8 @@ export class Client extends EventTarget {
     checkTopic(topic);
     this.#checkRunning();
     const before = this.#readers.get(topic);
-    if (before && !before.isJoined) throw new ImError(ErrorCode.CONFLICT, `already subscribed to ${topic}`, { topic });
+    if (before && !before.isJoined)
+      throw new ImError(ErrorCode.CONFLICT, `already subscribed to ${topic}`, { topic });
     const place = durable || after !== undefined ? new Place(topic, durable, after, epoch) : null;
     const reader = this.#reader(topic, checkTags(tags), place, false);
     before?.end(null); // it is this one's from now on
@@ -1473,11 +1485,17 @@ export class Client extends EventTarget {
     if (!this.#joined) {
       this.#joined = new Queue();
       if (this.#final) this.#joined.end(null);
-      for (const reader of this.#readers.values()) if (reader.isJoined) this.#joined.push(reader.subscription);
+      for (const reader of this.#readers.values())
+        if (reader.isJoined) this.#joined.push(reader.subscription);
       for (const [topic, isDurable] of this.#unheard) this.#takeUp(topic, isDurable);
       this.#unheard.clear();
     }
-    return { next: () => this.#joined.next(), [Symbol.asyncIterator]() { return this; } };
+    return {
+      next: () => this.#joined.next(),
+      [Symbol.asyncIterator]() {
+        return this;
+      },
+    };
   }
 
   // Connections
@@ -1510,8 +1528,12 @@ export class Client extends EventTarget {
     const hello = { version: VERSION, user, device, client: name };
     try {
       // The application's function: whatever it throws, try again later.
-      if (token) hello.token = await within(
-        Promise.resolve(typeof token === "function" ? token() : token), connectTimeoutMs, "no token in time");
+      if (token)
+        hello.token = await within(
+          Promise.resolve(typeof token === "function" ? token() : token),
+          connectTimeoutMs,
+          "no token in time",
+        );
     } catch (error) {
       return new ImError(0, `no token: ${error}`);
     }
@@ -1700,7 +1722,8 @@ export class Client extends EventTarget {
 
   /** It was refused; or not answered, and then the server may have agreed. */
   #giveUp(reader, error) {
-    if (error.code === ErrorCode.TIMEOUT && this.#readers.get(reader.topic) === reader) this.#unsubscribe(reader);
+    if (error.code === ErrorCode.TIMEOUT && this.#readers.get(reader.topic) === reader)
+      this.#unsubscribe(reader);
     this.#forget(reader, error);
   }
 

@@ -13,7 +13,7 @@ import { connected, followed, FrameType } from "./fake.js";
 
 const TOPIC = "room:1";
 const WINDOW = 3;
-const RUNS = 40;
+const RUNS = Number(process.env.RUNS ?? 20);
 const STEPS = 120;
 
 function randomFrom(seed) {
@@ -48,7 +48,7 @@ class Deliveries {
 
   async #listen(conversation) {
     this.conversation = conversation;
-    for (let frame; (frame = await conversation.read()); ) {
+    for (let frame; (frame = await conversation.read());) {
       if (this.conversation !== conversation) return; // lost on its way
       if (frame.type === FrameType.PONG) this.#pong();
       else
@@ -159,10 +159,19 @@ class Deliveries {
     this.subscription.nack(seq);
   }
 
+  /** What comes again after a NACK is settled by itself, whatever is before it. */
+  ackAnother() {
+    const at = this.hands.findIndex((seq, n) => n > 0 && this.decided.get(seq) === "nack");
+    if (at < 0) return;
+    const [seq] = this.hands.splice(at, 1);
+    this.decided.set(seq, "ack");
+    this.subscription.ack(seq);
+  }
+
   async step() {
     const steps = [
       ...["commit", "commit", "send", "send", "send", "timeOut", "sendAside", "settle", "lose"],
-      ...["handOut", "handOut", "handOut", "decide", "decide", "nackAnother"],
+      ...["handOut", "handOut", "handOut", "decide", "decide", "nackAnother", "ackAnother"],
     ];
     await this[steps[this.random(steps.length)]]();
     if (this.failure) throw this.failure;

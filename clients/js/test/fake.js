@@ -73,7 +73,7 @@ export class Conversation {
   }
 
   async expectEnd() {
-    for (let frame; (frame = await this.read()); ) assert.equal(frame.type, FrameType.PING);
+    for (let frame; (frame = await this.read());) assert.equal(frame.type, FrameType.PING);
   }
 
   write(...frames) {
@@ -194,7 +194,12 @@ export async function fakeFor(t) {
 /** A client that has not started, and what it tells. */
 export function newClient(t, fake, options = {}) {
   const client = new Client(fake.url, { user: "ann", WebSocket, ...options });
-  client.heard = { state: new Mailbox(), error: new Mailbox(), unsubscribed: new Mailbox(), message: new Mailbox() };
+  client.heard = {
+    state: new Mailbox(),
+    error: new Mailbox(),
+    unsubscribed: new Mailbox(),
+    message: new Mailbox(),
+  };
   for (const [type, mailbox] of Object.entries(client.heard))
     client.addEventListener(type, (event) => mailbox.put(event.detail));
   t.after(async () => {
@@ -220,7 +225,13 @@ export async function subscribed(client, conversation, topic = "room:1", options
 
 /** A durable subscription to room:1; `fields` are those of SUBSCRIBED. */
 export function followed(client, conversation, fields = {}) {
-  return subscribed(client, conversation, "room:1", { durable: true }, { durable: true, epoch: "e1", ...fields });
+  return subscribed(
+    client,
+    conversation,
+    "room:1",
+    { durable: true },
+    { durable: true, epoch: "e1", ...fields },
+  );
 }
 
 export async function read(subscription, count) {

@@ -18,11 +18,18 @@ test("a receipt resolves its own promise, in any order", async (t) => {
   const { client, conversation } = await connected(t);
   const receipts = kept(client, 3);
   const messages = await conversation.published(3);
-  assert.deepEqual(messages.map((message) => message.flags), [Flag.DURABLE, Flag.DURABLE, Flag.DURABLE]);
-  assert.deepEqual(messages.map((message) => message.id - messages[0].id), [0, 1, 2]);
+  assert.deepEqual(
+    messages.map((message) => message.flags),
+    [Flag.DURABLE, Flag.DURABLE, Flag.DURABLE],
+  );
+  assert.deepEqual(
+    messages.map((message) => message.id - messages[0].id),
+    [0, 1, 2],
+  );
   assert.ok(Number.isSafeInteger(messages[0].id));
   for (const n of [2, 1, 0]) conversation.receipt(messages[n].id, 10 + n);
-  for (const n of [0, 1, 2]) assert.deepEqual(await receipts[n], { id: messages[n].id, seq: 10 + n, time: 5 });
+  for (const n of [0, 1, 2])
+    assert.deepEqual(await receipts[n], { id: messages[n].id, seq: 10 + n, time: 5 });
 });
 
 test("a publish that is not durable is null, and says how it is to be delivered", async (t) => {
@@ -43,14 +50,22 @@ test("bytes stay bytes, and a codec is one that there is", async (t) => {
   await client.publish("t", bytes, { codec: "protobuf" });
   await client.publish("t", [1, "a"], { codec: "msgpack" });
   const sent = await conversation.published(5);
-  assert.deepEqual(sent.map((message) => [message.codec, [...message.bytes]]), [
-    ["bytes", [1, 2, 3, 4]],
-    ["bytes", [1, 2, 3, 4]],
-    ["bytes", [2, 3]],
-    ["protobuf", [1, 2, 3, 4]],
-    ["msgpack", [...msgpack.encode([1, "a"])]],
-  ]);
-  for (const [body, codec] of [[[1], "protobuf"], [[1], "bytes"], [[1], "xml"], [bytes, "xml"]])
+  assert.deepEqual(
+    sent.map((message) => [message.codec, [...message.bytes]]),
+    [
+      ["bytes", [1, 2, 3, 4]],
+      ["bytes", [1, 2, 3, 4]],
+      ["bytes", [2, 3]],
+      ["protobuf", [1, 2, 3, 4]],
+      ["msgpack", [...msgpack.encode([1, "a"])]],
+    ],
+  );
+  for (const [body, codec] of [
+    [[1], "protobuf"],
+    [[1], "bytes"],
+    [[1], "xml"],
+    [bytes, "xml"],
+  ])
     await assert.rejects(client.publish("t", body, { codec }), TypeError);
   for (const body of [undefined, () => 1, 10n]) await assert.rejects(client.publish("t", body), TypeError);
 });
@@ -88,7 +103,10 @@ test("what is unanswered is sent again in order with its ids", async (t) => {
   conversation.leave();
   conversation = await fake.nextWelcomed();
   const again = await conversation.published(3);
-  assert.deepEqual(again.map(({ id, body }) => [id, body]), [0, 2, 3].map((n) => [before[n].id, n]));
+  assert.deepEqual(
+    again.map(({ id, body }) => [id, body]),
+    [0, 2, 3].map((n) => [before[n].id, n]),
+  );
   for (const { id, flags } of again) {
     assert.equal(flags, Flag.DURABLE | Flag.RETRY);
     conversation.receipt(id);
@@ -106,10 +124,16 @@ test("old ones come before new ones", async (t) => {
   receipts.push(client.publish("room:1", "kept", { durable: true, echo: false }));
   conversation = await fake.nextWelcomed();
   const messages = await conversation.published(3);
-  assert.deepEqual(messages.map((message) => message.body), [0, "kept", "live"]);
+  assert.deepEqual(
+    messages.map((message) => message.body),
+    [0, "kept", "live"],
+  );
   // Never sent before, so it is not a repeat.
   const flags = [Flag.DURABLE | Flag.RETRY, Flag.DURABLE | Flag.NO_ECHO, 0];
-  assert.deepEqual(messages.map((message) => message.flags), flags);
+  assert.deepEqual(
+    messages.map((message) => message.flags),
+    flags,
+  );
   assert.equal(await live, null);
   for (const { id } of messages.slice(0, 2)) conversation.receipt(id);
   await Promise.all(receipts);
@@ -149,6 +173,19 @@ test("what was put off is not forgotten by a reconnect", async (t) => {
   const [again] = await conversation.published();
   conversation.receipt(again.id);
   assert.equal((await receipt).id, id);
+});
+
+test("what was put off waits its time, over a reconnect, too", async (t) => {
+  let { fake, client, conversation } = await connected(t, { waitTimeoutMs: 20 });
+  const [receipt] = kept(client);
+  const [{ id }] = await conversation.published();
+  conversation.say(FrameType.ERROR, { code: 503, retry_after_ms: 1e6, id, topic: "room:1" });
+  await conversation.pong();
+  conversation.leave();
+  conversation = await fake.nextWelcomed();
+  await conversation.pong();
+  await client.close();
+  assert.deepEqual(await refusal(receipt), [408, id, "room:1"]);
 });
 
 test("after its time a publish is 408, and not sent again", async (t) => {
@@ -251,6 +288,37 @@ test("a frame that the next server does not take fails alone", async (t) => {
   const [again] = await conversation.published();
   conversation.receipt(again.id);
   await short;
+});
+
+test("so does a live one that waited for it", async (t) => {
+  const { fake, client, conversation } = await connected(t);
+  conversation.leave();
+  await client.heard.state.take();
+  const [long, short] = [new Uint8Array(2000), "short"].map((body) => client.publish("room:1", body));
+  long.catch(() => {});
+  const limits = { max_frame: 1000, window: 64, subscriptions: 9 };
+  const next = await fake.nextWelcomed({ limits });
+  assert.equal((await next.published())[0].body, "short");
+  assert.equal((await refusal(long))[0], 413);
+  assert.equal(await short, null);
+});
+
+test("frames of one turn leave in few messages, none of which is long", async (t) => {
+  const { client, conversation } = await connected(t);
+  const sizes = [];
+  conversation.socket.on("message", (data) => sizes.push(data.byteLength));
+  const bodies = [
+    ...Array(100).fill(new Uint8Array(10)),
+    ...Array(9).fill(new Uint8Array(4000)),
+    new Uint8Array(30_000),
+  ];
+  for (const body of bodies) client.publish("t", body);
+  await conversation.published(bodies.length);
+  assert.ok(sizes.length <= 5, `${sizes}`);
+  assert.deepEqual(
+    sizes.filter((size) => size > 16_384),
+    [30_000 + 36 + 1 + 3],
+  );
 });
 
 test("an error about another topic is not its own", async (t) => {

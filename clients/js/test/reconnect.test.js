@@ -84,6 +84,17 @@ for (const [what, say] of [
     await assert.rejects(starting, { code: 4004 });
   });
 
+test("a WebSocket that may not be made ends the client, as ws: in a page of https: does", async (t) => {
+  class Insecure {
+    constructor() {
+      throw new Error("SecurityError");
+    }
+  }
+  const client = newClient(t, await fakeFor(t), { WebSocket: Insecure });
+  await assert.rejects(client.start(), { code: 0, message: /SecurityError/ });
+  assert.equal(client.state, "closed");
+});
+
 test("bad options are refused at once", () => {
   const options = { user: "ann", WebSocket };
   assert.throws(() => new Client("not an address", options), TypeError);
@@ -162,6 +173,68 @@ test("it keeps trying while the server is away", async (t) => {
   assert.equal((await conversation.expect(FrameType.MESSAGE)).body, "back");
 });
 
+test("the wait is random up to an exponential bound, on top of what the server asked for", async (t) => {
+  t.mock.method(Math, "random", () => 1);
+  const reconnect = { base_ms: 1, factor: 2, max_ms: 5 };
+  let { fake, client, conversation } = await connected(t, { welcome: { reconnect } });
+  const delay = async () => {
+    for (;;) {
+      const { delayMs } = await client.heard.state.take();
+      if (delayMs !== null) return delayMs;
+    }
+  };
+  const waits = [];
+  for (const [code, retry_after_ms] of [[0], [0], [4153, 20], [0], [4201, 20], [4100, 0]]) {
+    conversation.leave(code, { retry_after_ms });
+    waits.push(await delay());
+    conversation = await fake.nextWelcomed({ reconnect });
+  }
+  assert.deepEqual(waits, [1, 2, 20 + 4, 5, 20 + 5, 5]);
+});
+
+test("only a connection that lasted starts the count anew", async (t) => {
+  t.mock.method(Math, "random", () => 1);
+  const lasting = { heartbeat: { interval_ms: 10, timeout_ms: 10, max_missed: 1000 } };
+  let { fake, client, conversation } = await connected(t);
+  const waits = [];
+  for (const welcome of [{}, {}, lasting, lasting]) {
+    conversation.leave();
+    let state = await client.heard.state.take();
+    while (state.delayMs === null) state = await client.heard.state.take();
+    waits.push(state.delayMs);
+    conversation = await fake.nextWelcomed(welcome);
+    if (welcome !== lasting) continue;
+    await conversation.expect(FrameType.PING);
+    conversation.write(wire.encodeFrame(FrameType.PONG));
+    await conversation.expect(FrameType.PING); // so it has lived for its interval
+  }
+  assert.deepEqual(waits, [1, 2, 4, 1]);
+});
+
+test("42xx names its own window for the first attempt", async (t) => {
+  t.mock.method(Math, "random", () => 1);
+  const { client, conversation } = await connected(t);
+  conversation.leave(4201, { retry_after_ms: 20 });
+  let state = await client.heard.state.take();
+  while (state.delayMs === null) state = await client.heard.state.take();
+  assert.deepEqual([state.delayMs, state.reason.code, state.reason.retryAfterMs], [20, 4201, 20]);
+});
+
+test("a browser that has a network again does not wait", async (t) => {
+  const page = new EventTarget();
+  for (const name of ["addEventListener", "removeEventListener"]) {
+    globalThis[name] = page[name].bind(page);
+    t.after(() => delete globalThis[name]);
+  }
+  const reconnect = { base_ms: 1e6, factor: 2, max_ms: 1e6 };
+  const { fake, client, conversation } = await connected(t, { welcome: { reconnect } });
+  conversation.leave();
+  while ((await client.heard.state.take()).delayMs === null);
+  await new Promise(setImmediate);
+  page.dispatchEvent(new Event("online"));
+  await fake.nextWelcomed();
+});
+
 test("GOAWAY lets a waiting call have its answer", async (t) => {
   const { fake, client, conversation } = await connected(t);
   const calling = client.call("slow");
@@ -226,16 +299,40 @@ test("a call is answered, refused, or 408", async (t) => {
   const calls = [client.call("a", { n: 1 }), client.call("b"), client.call("c", null, { timeoutMs: 30 })];
   const asked = [];
   while (asked.length < 3) asked.push(await conversation.expect(FrameType.CALL));
-  assert.deepEqual(asked.map((call) => [call.method, call.params]), [["a", { n: 1 }], ["b", null], ["c", null]]);
+  assert.deepEqual(
+    asked.map((call) => [call.method, call.params]),
+    [
+      ["a", { n: 1 }],
+      ["b", null],
+      ["c", null],
+    ],
+  );
   conversation.say(FrameType.ERROR, { code: 1234, message: "no cats", retry_after_ms: 5 }, asked[1].request);
   conversation.say(FrameType.RESULT, {}, asked[0].request);
   assert.equal(await calls[0], null);
   await assert.rejects(calls[1], { name: "ImError", code: 1234, message: "no cats", retryAfterMs: 5 });
   await assert.rejects(calls[2], { code: 408 });
+  conversation.say(FrameType.ERROR, { code: 404 }, asked[2].request); // late: nobody's any more
+  conversation.say(FrameType.ERROR, { code: 429 });
+  assert.equal((await client.heard.error.take()).code, 429);
+});
+
+test("half of the request numbers may be in use, and no more", async (t) => {
+  const { client, conversation } = await connected(t);
+  const calls = Array.from({ length: 1 << 15 }, () => client.call("x"));
+  await Promise.race([Promise.allSettled(calls), new Promise(setImmediate)]);
+  await assert.rejects(client.call("one too many"), { code: 429 });
+  const numbers = new Set();
+  while (numbers.size < calls.length) numbers.add((await conversation.expect(FrameType.CALL)).request);
+  assert.ok(!numbers.has(0));
+  conversation.leave(4010);
+  for (const { reason } of await Promise.allSettled(calls)) assert.equal(reason.code, 4010);
 });
 
 test("calls wait for a connection, so many and so long", async (t) => {
-  const { client, conversation } = await connected(t, { welcome: { reconnect: { base_ms: 1e6, factor: 2, max_ms: 1e6 } } });
+  const { client, conversation } = await connected(t, {
+    welcome: { reconnect: { base_ms: 1e6, factor: 2, max_ms: 1e6 } },
+  });
   conversation.leave();
   await client.heard.state.take();
   const waiting = Array.from({ length: 1024 }, () => client.call("x", null, { timeoutMs: 50 }));

@@ -41,12 +41,18 @@ test("two users talk", { skip }, async (t) => {
   await ann.publish(topic, [1], { tag: "alert" });
   const seen = (await take(hers, 4)).map(({ sender, tag, body }) => [sender, tag, body]);
   // Of one sender in order; between two there is none.
-  assert.deepEqual(seen.filter(([sender]) => sender === "bob"), [
-    ["bob", "other", "not for him"],
-    ["bob", "news", { text: "grüß dich" }],
-    ["bob", "alert", Uint8Array.of(0, 255)],
-  ]);
-  assert.deepEqual((await take(his, 2)).map(({ body }) => body), [{ text: "grüß dich" }, [1]]);
+  assert.deepEqual(
+    seen.filter(([sender]) => sender === "bob"),
+    [
+      ["bob", "other", "not for him"],
+      ["bob", "news", { text: "grüß dich" }],
+      ["bob", "alert", Uint8Array.of(0, 255)],
+    ],
+  );
+  assert.deepEqual(
+    (await take(his, 2)).map(({ body }) => body),
+    [{ text: "grüß dich" }, [1]],
+  );
 });
 
 test("what has a receipt is in the history, and a reader that was away gets it", { skip }, async (t) => {
@@ -57,25 +63,34 @@ test("what has a receipt is in the history, and a reader that was away gets it",
   await before.close();
   const ann = await join(t, "ann");
   const receipts = await Promise.all([0, 1, 2].map((n) => ann.publish(topic, { n }, { durable: true })));
-  assert.deepEqual(receipts.map(({ seq }) => seq), [1, 2, 3]);
+  assert.deepEqual(
+    receipts.map(({ seq }) => seq),
+    [1, 2, 3],
+  );
   assert.ok(receipts.every(({ time }) => Math.abs(time - Date.now()) < 60_000));
 
   const bob = await join(t, "bob", { device });
   const subscription = await bob.subscribe(topic, { durable: true });
   assert.deepEqual([subscription.cursor, subscription.head, subscription.first], [0, 3, 1]);
   const messages = await take(subscription, 3);
-  assert.deepEqual(messages.map(({ seq, body, durable, id }) => [seq, body.n, durable, id]), [
-    [1, 0, true, receipts[0].id],
-    [2, 1, true, receipts[1].id],
-    [3, 2, true, receipts[2].id],
-  ]);
+  assert.deepEqual(
+    messages.map(({ seq, body, durable, id }) => [seq, body.n, durable, id]),
+    [
+      [1, 0, true, receipts[0].id],
+      [2, 1, true, receipts[1].id],
+      [3, 2, true, receipts[2].id],
+    ],
+  );
   subscription.ack(messages[2]);
   const page = await bob.call("history", { topic, before: 3, limit: 1 });
   assert.deepEqual([page.head, page.messages.map(({ seq, body }) => [seq, body.n])], [3, [[2, 1]]]);
   assert.deepEqual(await bob.call("read", { topic, seq: 2 }), { read: 2 });
   assert.equal((await bob.call("unread", { topics: [topic] }))[topic].unread, 1);
   const behind = await ann.subscribe(topic, { after: 1 });
-  assert.deepEqual((await take(behind, 2)).map(({ seq }) => seq), [2, 3]);
+  assert.deepEqual(
+    (await take(behind, 2)).map(({ seq }) => seq),
+    [2, 3],
+  );
 });
 
 test("what is refused here comes again, and is settled by itself", { skip }, async (t) => {
@@ -164,7 +179,8 @@ test("over restarts of the server nothing is lost, and nothing is handed out twi
   const publishing = (async () => {
     for (let n = 0; n < count; n++) {
       receipts.push(ann.publish(topic, n, { durable: true }));
-      if (n % 20 === 19) await Promise.race([receipts.at(-1), new Promise((resolve) => setTimeout(resolve, 40))]);
+      if (n % 20 === 19)
+        await Promise.race([receipts.at(-1), new Promise((resolve) => setTimeout(resolve, 40))]);
     }
   })();
   const seen = [];
@@ -181,9 +197,15 @@ test("over restarts of the server nothing is lost, and nothing is handed out twi
   }
   await publishing;
   const seqs = (await Promise.all(receipts)).map(({ seq }) => seq);
-  assert.deepEqual(seqs, Array.from({ length: count }, (_, n) => n + 1));
+  assert.deepEqual(
+    seqs,
+    Array.from({ length: count }, (_, n) => n + 1),
+  );
   await reading;
   const fresh = seen.filter(({ redelivered }) => !redelivered);
-  assert.deepEqual(fresh.map(({ seq, body }) => [seq, body]), seqs.map((seq, n) => [seq, n]));
+  assert.deepEqual(
+    fresh.map(({ seq, body }) => [seq, body]),
+    seqs.map((seq, n) => [seq, n]),
+  );
   assert.equal(subscription.cursor, count);
 });

@@ -1,14 +1,30 @@
 /** Subscriptions: what is handed out, what is acknowledged when, and what comes again. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { connected, fakeFor, Flag, FrameType, followed, newClient, read, subscribed, WELCOME } from "./fake.js";
+import {
+  connected,
+  fakeFor,
+  Flag,
+  FrameType,
+  followed,
+  newClient,
+  read,
+  subscribed,
+  WELCOME,
+} from "./fake.js";
 import { wire } from "../imserver.js";
 
 // Live
 
 test("messages come as they were sent, to a loop that may be left and taken up again", async (t) => {
   const { client, conversation } = await connected(t);
-  const subscription = await subscribed(client, conversation, "room:1", {}, { head: 9, cursor: 9, first: 2, epoch: "e" });
+  const subscription = await subscribed(
+    client,
+    conversation,
+    "room:1",
+    {},
+    { head: 9, cursor: 9, first: 2, epoch: "e" },
+  );
   const { topic, durable, head, cursor, first, epoch, missed } = subscription;
   assert.deepEqual([topic, durable, head, cursor, first, epoch, missed], ["room:1", false, 9, 9, 2, "e", 0]);
   const seen = [];
@@ -19,7 +35,10 @@ test("messages come as they were sent, to a loop that may be left and taken up a
       if (message.body === last) break;
     }
   }
-  assert.deepEqual(seen, [1, 2, 3, 4].map((body) => ["room:1", "bob", body]));
+  assert.deepEqual(
+    seen,
+    [1, 2, 3, 4].map((body) => ["room:1", "bob", body]),
+  );
 });
 
 test("closing unsubscribes and ends the loop", async (t) => {
@@ -145,6 +164,17 @@ test("what was set aside is acknowledged by itself", async (t) => {
   assert.deepEqual(acks.sort(), [5, 9]);
 });
 
+test("a dead letter that is sent once more is acknowledged by itself, whatever is undecided", async (t) => {
+  const { client, conversation } = await connected(t);
+  const subscription = await followed(client, conversation);
+  conversation.deliverKept("room:1", 1, 2, 3);
+  await read(subscription, 3);
+  conversation.setAside("room:1", 2); // the server's cursor is past 1 and 2: they were dead
+  subscription.ack((await subscription.next()).value);
+  assert.equal(await conversation.expect(FrameType.ACK), 2);
+  await conversation.pong();
+});
+
 test("nothing is acknowledged that was not handed out", async (t) => {
   const { client, conversation } = await connected(t);
   const subscription = await followed(client, conversation);
@@ -185,6 +215,7 @@ test("what is redelivered and still waits is not there twice", async (t) => {
   conversation.redeliver("room:1", 1, 2, 3);
   await conversation.pong();
   assert.deepEqual(await read(subscription, 3), [2, 3, 1]);
+  assert.equal(subscription.size, 0);
 });
 
 test("what was acknowledged while it came again is not handed out", async (t) => {
@@ -197,6 +228,47 @@ test("what was acknowledged while it came again is not handed out", async (t) =>
   await conversation.pong();
   subscription.ack(slow);
   assert.deepEqual(await read(subscription, 1), [2]);
+  conversation.redeliver("room:1", 1);
+  assert.equal(await conversation.expect(FrameType.ACK), 1);
+  await conversation.pong();
+  assert.equal(subscription.size, 0);
+});
+
+test("what is refused while it waits to be handed out again is settled by itself", async (t) => {
+  const { client, conversation } = await connected(t);
+  const subscription = await followed(client, conversation);
+  conversation.deliverKept("room:1", 1, 2);
+  await read(subscription, 2);
+  conversation.redeliver("room:1", 2);
+  await conversation.pong();
+  subscription.nack(2);
+  assert.equal(await conversation.expect(FrameType.NACK), 2);
+  subscription.ack((await subscription.next()).value);
+  await conversation.pong(); // 1 is not decided about: an ACK of 2 would be taken for it, too
+  subscription.ack(1);
+  assert.equal(await conversation.expect(FrameType.ACK), 1);
+  assert.equal(await conversation.expect(FrameType.ACK), 2);
+});
+
+test("what is remembered of single messages is bounded", async (t) => {
+  let { fake, client, conversation } = await connected(t);
+  const subscription = await followed(client, conversation, { cursor: 2000, head: 3000 });
+  const asides = Array.from({ length: 1025 }, (_, n) => n + 1);
+  conversation.setAside("room:1", ...asides);
+  await read(subscription, asides.length);
+  subscription.ack(1); // the oldest: forgotten, and may come once more
+  subscription.ack(2);
+  assert.equal(await conversation.expect(FrameType.ACK), 2);
+  for (let seq = 2001; seq <= 2200; seq++) {
+    conversation.deliverKept("room:1", seq);
+    subscription.nack((await subscription.next()).value);
+    assert.equal(await conversation.expect(FrameType.NACK), seq);
+  }
+  conversation.leave();
+  conversation = await fake.nextWelcomed();
+  await conversation.grant({ durable: true, epoch: "e1", cursor: 2000, head: 3000 });
+  conversation.deliverKept("room:1", 2001, 2200); // the first is more than a window away
+  assert.equal(await conversation.expect(FrameType.NACK), 2200);
 });
 
 test("acks leave before the client does", async (t) => {
@@ -261,6 +333,25 @@ test("decisions that were lost are said again as the messages come", async (t) =
   assert.equal(await conversation.expect(FrameType.ACK), 4);
 });
 
+test("what was refused, came again and was acknowledged is settled although the NACK was lost", async (t) => {
+  let { fake, client, conversation } = await connected(t);
+  const subscription = await followed(client, conversation);
+  conversation.deliverKept("room:1", 1, 2, 3);
+  await read(subscription, 3);
+  subscription.ack(1);
+  subscription.nack(2);
+  subscription.nack(3);
+  conversation.redeliver("room:1", 3); // the server has not heard the NACK, and never will
+  await read(subscription, 1);
+  conversation.leave();
+  await client.heard.state.take();
+  subscription.ack(3);
+  conversation = await fake.nextWelcomed();
+  await conversation.grant({ durable: true, epoch: "e1", cursor: 1, head: 3 });
+  conversation.deliverKept("room:1", 3); // 2 is set aside
+  assert.equal(await conversation.expect(FrameType.ACK), 3);
+});
+
 test("redelivered after a reconnect is handed out", async (t) => {
   let { fake, client, conversation } = await connected(t);
   const subscription = await followed(client, conversation);
@@ -299,7 +390,13 @@ for (const epoch of ["e2", "e1"])
 
 test("behind a seq it resumes where it ended", async (t) => {
   let { fake, client, conversation } = await connected(t);
-  const subscription = await subscribed(client, conversation, "room:1", { after: 3 }, { cursor: 3, head: 5, epoch: "e1" });
+  const subscription = await subscribed(
+    client,
+    conversation,
+    "room:1",
+    { after: 3 },
+    { cursor: 3, head: 5, epoch: "e1" },
+  );
   conversation.deliverKept("room:1", 4, 5);
   assert.deepEqual(await read(subscription, 2), [4, 5]);
   assert.deepEqual([subscription.cursor, subscription.durable], [5, false]);
@@ -353,7 +450,13 @@ test("what the server subscribes us to comes by joined(), also what came before 
   conversation.write(
     wire.encodeFrame(FrameType.WELCOME, WELCOME, request),
     wire.encodeFrame(FrameType.SUBSCRIBED, { topic: "user:ann", durable: true, head: 1 }),
-    wire.encodeMessage({ topic: "user:ann", sender: "bob", body: Uint8Array.of(1), seq: 1, flags: Flag.DURABLE }),
+    wire.encodeMessage({
+      topic: "user:ann",
+      sender: "bob",
+      body: Uint8Array.of(1),
+      seq: 1,
+      flags: Flag.DURABLE,
+    }),
   );
   await starting;
   const joined = client.joined();
@@ -379,6 +482,22 @@ test("what nobody listens to is left in the store, and taken up when somebody do
   assert.deepEqual(await read((await joined.next()).value, 1), [1]);
 });
 
+test("what was left and then subscribed to is not joined any more", async (t) => {
+  const { client, conversation } = await connected(t);
+  conversation.say(FrameType.SUBSCRIBED, { topic: "group:7", durable: true });
+  const left = async () => {
+    const { request, topic } = await conversation.expect(FrameType.UNSUBSCRIBE);
+    conversation.say(FrameType.UNSUBSCRIBED, { topic }, request);
+    await conversation.pong();
+  };
+  await left();
+  const subscription = await subscribed(client, conversation, "group:7");
+  subscription.close();
+  await left();
+  client.joined();
+  await conversation.pong();
+});
+
 test("a joined subscription goes on over a reconnect, and ends with the membership", async (t) => {
   let { fake, client, conversation } = await connected(t);
   const joined = client.joined();
@@ -398,6 +517,16 @@ test("a joined subscription goes on over a reconnect, and ends with the membersh
   await assert.rejects(group.next(), { code: 403 });
   await client.close();
   assert.equal((await joined.next()).done, true);
+});
+
+test("a subscription that is asked for meanwhile is not begun by the one that is not", async (t) => {
+  const { client, conversation } = await connected(t);
+  const asking = client.subscribe("group:7", { durable: true });
+  const { request } = await conversation.expect(FrameType.SUBSCRIBE);
+  const said = { topic: "group:7", durable: true, missed: 2 };
+  conversation.say(FrameType.SUBSCRIBED, said);
+  conversation.say(FrameType.SUBSCRIBED, said, request);
+  assert.equal((await asking).missed, 2);
 });
 
 test("a subscription takes over from what was joined", async (t) => {

@@ -16,7 +16,13 @@ const frames = (data) => [...wire.decodeFrames(data)];
 
 function parseGolden([, title, dump]) {
   const [, type, words, json = "null"] = title.match(TITLE);
-  const options = Object.fromEntries(words.trim().split(" ").filter(Boolean).map((word) => word.split("=")));
+  const options = Object.fromEntries(
+    words
+      .trim()
+      .split(" ")
+      .filter(Boolean)
+      .map((word) => word.split("=")),
+  );
   // A number that is not exact here is text, as `message.id` is.
   const fields = JSON.parse(json.replaceAll(/"id":(\d{17,})/g, '"id":"$1"'));
   return { type, options, fields, data: bytesOf(dump) };
@@ -52,7 +58,8 @@ for (const golden of GOLDEN)
       assert.deepEqual(wire.encodeFrame(FrameType[type], undefined, request), data);
     } else if (options.codec === "json") {
       assert.deepEqual(wire.decodeBody(frame), fields);
-      if (FROM_CLIENT.includes(type)) assert.deepEqual(wire.encodeFrame(FrameType[type], fields, request), data);
+      if (FROM_CLIENT.includes(type))
+        assert.deepEqual(wire.encodeFrame(FrameType[type], fields, request), data);
     } else if (options.codec === "msgpack") {
       // Control bodies are JSON here; the example shows that the codec one passes in would fit.
       assert.deepEqual(msgpack.decode(data.subarray(8)), fields);
@@ -64,7 +71,10 @@ for (const golden of GOLDEN)
   });
 
 test("the docs show every frame type, numbered as here", () => {
-  assert.deepEqual(new Set(GOLDEN.map((golden) => parseGolden(golden).type)), new Set(Object.keys(FrameType)));
+  assert.deepEqual(
+    new Set(GOLDEN.map((golden) => parseGolden(golden).type)),
+    new Set(Object.keys(FrameType)),
+  );
   const rows = [...DOCS.matchAll(/^\| (\d+) \| ([A-Z]+) \|/gm)];
   assert.deepEqual(Object.fromEntries(rows.map(([, number, name]) => [name, Number(number)])), FrameType);
 });
