@@ -6,7 +6,7 @@ CORE := $(wildcard _core/*) $(wildcard bench/*.[ch]) bench/build_ffi.py
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIM_DEBUG -O1 -g
 ASAN_LIB := build/asan/lib
 
-.PHONY: run test setup build check fmt asan tsan torture autobahn peers bench micro instructions clean help
+.PHONY: run test setup build check fmt asan tsan fuzz torture autobahn peers bench micro instructions clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -31,14 +31,14 @@ build/ready: .venv/ready setup.py $(CORE)
 check: build  ## format, lint, types, and the stub against the module
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run -Werror _core/*.[ch] bench/*.[ch] tests/core/*.[ch]
+	$(BIN)/clang-format --dry-run -Werror _core/*.[ch] bench/*.[ch] tests/core/*.[ch] tests/fuzz/*.[ch]
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest imserver._core --allowlist ci/stubtest.allow
 
 fmt: setup  ## put everything into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
-	$(BIN)/clang-format -i _core/*.[ch] bench/*.[ch] tests/core/*.[ch]
+	$(BIN)/clang-format -i _core/*.[ch] bench/*.[ch] tests/core/*.[ch] tests/fuzz/*.[ch]
 
 asan: setup  ## the tests of core, protocol and load generator under ASan and UBSan
 	CFLAGS="$(SAN)" LDFLAGS="$(SAN)" $(BIN)/python setup.py -q \
@@ -48,6 +48,9 @@ asan: setup  ## the tests of core, protocol and load generator under ASan and UB
 
 tsan: build  ## the core alone, in a storm, under TSan
 	$(BIN)/python -m pytest -q tests/core/test_storm.py -k tsan
+
+fuzz:  ## libFuzzer on everything a peer may send over HTTP and WebSocket; SECONDS=60 each
+	tests/fuzz/run $(or $(SECONDS),60)
 
 torture: build  ## a server killed N times under traffic (about a second each); N=1000
 	$(BIN)/python tests/torture.py $(or $(N),1000)

@@ -78,7 +78,7 @@ void im_queue_consume(struct im_queue *, const struct im_record *);
 bool im_queue_is_empty(const struct im_queue *);
 
 struct iovec { void *iov_base; size_t iov_len; };
-struct im_outbox { uint32_t bytes; uint32_t sent; ...; };
+struct im_outbox { uint32_t bytes; uint32_t sent; uint32_t refs; ...; };
 struct im_gather { struct iovec parts[...]; uint32_t count; uint32_t bytes; uint8_t *scratch;
                    ...; };
 #define IM_GATHER_SCRATCH ...
@@ -88,6 +88,7 @@ void im_outbox_gather(const struct im_outbox *, struct im_gather *);
 void im_outbox_sent(struct im_outbox *, struct im_pool *, uint32_t len);
 void im_outbox_clear(struct im_outbox *, struct im_pool *);
 void im_outbox_cut(struct im_outbox *, struct im_pool *);
+void im_outbox_keep(struct im_outbox *, struct im_pool *, uint32_t len);
 
 struct im_filters { uint32_t live; ...; };
 void im_filters_init(struct im_filters *, uint64_t seed);

@@ -199,20 +199,57 @@ void im_outbox_clear(struct im_outbox *outbox, struct im_pool *pool)
     im_outbox_sent(outbox, pool, outbox->bytes);
 }
 
+/* Drops the references of a block from `at` on. */
+static void drop_refs(struct im_pool *pool, struct im_msg *slot, uint32_t at,
+                      uint32_t end)
+{
+    for (; at < end; at++)
+        im_msg_drop(pool, block_of(slot)->refs[at]);
+}
+
+void im_outbox_keep(struct im_outbox *outbox, struct im_pool *pool,
+                    uint32_t len)
+{
+    IM_ASSERT(len <= outbox->bytes);
+    if (len == 0) {
+        im_outbox_clear(outbox, pool);
+        return;
+    }
+    if (len == outbox->bytes)
+        return;
+    IM_ASSERT(outbox->last);
+
+    /* The block and the place behind the last that stays. */
+    struct im_msg *slot = outbox->first;
+    uint32_t at = outbox->head, kept = 0, skip = outbox->sent;
+    for (uint32_t left = len; left; kept++, skip = 0) {
+        if (at == IM_OUTBOX_REFS) {
+            slot = block_of(slot)->next;
+            at = 0;
+        }
+        uint32_t size = block_of(slot)->refs[at++]->len - skip;
+        IM_ASSERT(size <= left);
+        left -= size;
+    }
+
+    struct im_msg *rest = block_of(slot)->next;
+    drop_refs(pool, slot, at, rest ? IM_OUTBOX_REFS : outbox->tail);
+    while (rest) {
+        struct im_msg *next = block_of(rest)->next;
+        drop_refs(pool, rest, 0, next ? IM_OUTBOX_REFS : outbox->tail);
+        im_msg_drop(pool, rest);
+        rest = next;
+    }
+    block_of(slot)->next = NULL;
+    outbox->last = slot;
+    outbox->tail = (uint8_t)at;
+    outbox->bytes = len;
+    outbox->refs = kept;
+}
+
 void im_outbox_cut(struct im_outbox *outbox, struct im_pool *pool)
 {
-    struct im_msg *begun = NULL;
     uint32_t sent = outbox->sent;
 
-    if (sent) {
-        begun = front(outbox);
-        im_msg_share(pool, begun, 1);
-    }
-    im_outbox_clear(outbox, pool);
-    if (!begun)
-        return;
-    /* Into an empty outbox, which takes one without a block. */
-    im_outbox_put(outbox, pool, begun, IM_FOR_CONTROL);
-    outbox->sent = sent;
-    outbox->bytes = begun->len - sent;
+    im_outbox_keep(outbox, pool, sent ? front(outbox)->len - sent : 0);
 }

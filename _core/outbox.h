@@ -69,6 +69,10 @@ void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather);
 void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
                     uint32_t len);
 
-/* Drops everything, or everything but a first message already begun. */
+/* Drops everything; everything but a first message already begun; or everything
+ * behind the first `len` bytes, which end where a message does. What stays is
+ * not copied: a cut needs no memory. */
 void im_outbox_clear(struct im_outbox *outbox, struct im_pool *pool);
 void im_outbox_cut(struct im_outbox *outbox, struct im_pool *pool);
+void im_outbox_keep(struct im_outbox *outbox, struct im_pool *pool,
+                    uint32_t len);

@@ -5,6 +5,11 @@
  * a lookup for the few that are repeats. Linear probing with most of the slots
  * free; a slot that empties is closed by moving the following ones up, so that
  * a table that turns over for months keeps short chains.
+ *
+ * Refused: 32 bits of the key beside each place, so that a chain is walked
+ * without the ring. In a table half full, of the same 16 MB, a seal beside a
+ * million receipts takes 30 to 75 ns a message less of 170, and a durable
+ * publish 8 % less CPU (median of 12 pairs, 9 of them less; the mean is 5 %).
  */
 #include "receipts.h"
 

@@ -93,6 +93,8 @@ void im_upgrade_accept(struct im_loop *loop, uint32_t slot, uint8_t transport,
         !(conn->pause & IM_PAUSE_UPCALL))
         return;
     im_wrap_raw(loop, slot, response, (struct im_span){0});
+    if (conn->marks & IM_MARK_DOOMED)
+        return; /* it still speaks HTTP, and hears so in HTTP */
     conn->transport = transport;
     im_stat_add(&loop->stats.upgrades, 1);
     if (transport == IM_TRANSPORT_PLAIN) {

@@ -113,6 +113,16 @@ static bool next_frame(struct im_web *web, struct im_span *in)
     }
 }
 
+/* Whether it may be answered more. Pings are cheap to send and pongs stand for
+ * memory: who does not read them is not read, as with everything it is owed. */
+static bool may_go_on(struct im_loop *loop, struct im_conn *conn)
+{
+    if (IM_UNLIKELY(im_outbox_cost(&conn->outbox) >
+                    loop->core->config.outbox_soft_bytes))
+        im_conn_pause(conn, IM_PAUSE_OUTBOX);
+    return !conn->pause;
+}
+
 /* Frames of ours in binary messages. */
 static void take_frames(struct im_loop *loop, uint32_t slot,
                         struct im_span fresh)
@@ -130,6 +140,7 @@ static void take_frames(struct im_loop *loop, uint32_t slot,
             to += im_websocket_take(&web->in, &in, to);
     }
     web->is_raw = false;
+    may_go_on(loop, &loop->conns[slot]);
     if (to > fresh.at)
         im_intake_take(loop, slot,
                        (struct im_span){fresh.at, (size_t)(to - fresh.at)});
@@ -226,7 +237,7 @@ static void take_piece(struct im_loop *loop, uint32_t slot, struct im_span *in)
     web->text = (struct im_utf8){0};
     web->is_whole = tell(loop, slot, web->in.opcode, piece) == IM_LEFT;
     if (web->is_whole && !web->message) {
-        collect(loop, web, piece);
+        web->is_whole = collect(loop, web, piece); /* or there is no room */
     } else if (!web->is_whole && web->message) {
         im_msg_drop(&loop->pool, web->message);
         web->message = NULL;
@@ -257,7 +268,7 @@ static void take_plain(struct im_loop *loop, uint32_t slot,
     struct im_span in = fresh;
 
     im_heartbeat_seen(&loop->heartbeat, slot, loop->now_ms);
-    while (!conn->pause && next_frame(web, &in)) {
+    while (may_go_on(loop, conn) && next_frame(web, &in)) {
         if (im_websocket_is_control(web->in.opcode))
             take_control(loop, slot, &in);
         else

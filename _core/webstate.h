@@ -21,5 +21,4 @@ struct im_web {
     bool is_polite;   /* ... which the peer has asked for */
     bool is_raw;      /* the backlog is as it came from the kernel */
     bool is_whole;    /* message waits for room in the event queue */
-    bool is_mute;     /* what was begun cannot be finished */
 };

@@ -145,42 +145,13 @@ void im_wrap_pong(struct im_loop *loop, uint32_t slot, struct im_span payload)
 /* Drops what waits, but the rest of a message that was begun. */
 static void cut(struct im_loop *loop, uint32_t slot)
 {
-    struct im_conn *conn = &loop->conns[slot];
-    struct im_web *web = &loop->webs[slot];
-    struct im_gather *gather = &loop->gather;
+    struct im_outbox *outbox = &loop->conns[slot].outbox;
+    uint32_t begun = loop->webs[slot].out_left;
 
-    if (!web->out_left) {
-        im_outbox_cut(&conn->outbox, &loop->pool); /* one raw at most */
-        return;
-    }
-    uint8_t head[10];
-    size_t rest = 0;
-    if (web->out_head != WHOLE_HEAD) {
-        rest = im_websocket_write(head, IM_WS_BINARY, web->out_left);
-        rest -= web->out_head;
-    }
-    struct im_msg *begun = im_pool_take(
-        &loop->pool, (uint32_t)rest + web->out_left, IM_FOR_CONTROL);
-    if (begun) {
-        uint8_t *to = begun->bytes;
-        if (rest) {
-            memcpy(to, head + web->out_head, rest);
-            to += rest;
-        }
-        im_outbox_gather(&conn->outbox, gather);
-        trim(gather, web->out_left);
-        for (uint32_t i = 0; i < gather->count; i++) {
-            memcpy(to, gather->parts[i].iov_base, gather->parts[i].iov_len);
-            to += gather->parts[i].iov_len;
-        }
-        begun->frames = 0;
-    }
-    web->out_left = 0;
-    im_outbox_clear(&conn->outbox, &loop->pool);
-    if (begun) /* into an empty outbox, which takes one without a block */
-        im_outbox_put(&conn->outbox, &loop->pool, begun, IM_FOR_CONTROL);
+    if (begun)
+        im_outbox_keep(outbox, &loop->pool, begun);
     else
-        web->is_mute = true;
+        im_outbox_cut(outbox, &loop->pool); /* one raw at most */
 }
 
 /* What HTTP says of a close code. */
@@ -216,8 +187,6 @@ void im_wrap_close(struct im_loop *loop, uint32_t slot, uint16_t code,
     }
     if (is_slow)
         cut(loop, slot);
-    if (web->is_mute)
-        return;
     if (conn->transport == IM_TRANSPORT_WEB)
         im_conn_send(loop, slot, frame);
     if (code == IM_CLOSE_NORMAL && web->is_polite)

@@ -30,7 +30,7 @@ def list_letters(directory: Path, topic: str, user: str, taken: bool, as_json: b
             elif page["letters"]:
                 table([_row(letter) for letter in page["letters"]])
             after = page["after"]
-        counts = await ask("dlq.counts")
+        counts = await ask("dlq.counts", taken=taken)
         told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
         notice(f"in the whole store: {told or 'none'}")
 

@@ -3,13 +3,19 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from imserver.cli_ask import run
 from imserver.cli_terminal import notice, say, table, when
 from imserver.control import Ask
+
+#: What is known of a message that a cursor is past, and no more.
+PASSED: Final = (
+    "passed: the cursor is past it, and nothing tells why: it was acknowledged, or not for the"
+    " tags asked for, or a dead letter that is deleted, or from before the device began"
+)
 
 
 def why(directory: Path, topic: str, message: str, user: str, as_json: bool) -> int:
@@ -68,6 +74,8 @@ def _print(told: dict[str, Any]) -> None:
         say(f"{topic} {seq} was committed and cannot be read: `imserver store check` knows more")
     if told["devices"]:
         table([_row(device) for device in told["devices"]])
+        if any(device["state"] == "passed" for device in told["devices"]):
+            notice(PASSED)
     else:
         notice("no device reads this topic with a cursor")
     for user in told["absent"]:

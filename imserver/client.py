@@ -79,11 +79,11 @@ class Client:
 
     Callbacks are plain functions, run by the event loop:
     `on_error(ImError)` for refused publishes (`id` and `topic` say which) and other errors that
-    no call waits for, among them 410: messages of `topic` were kept and are gone, or it is
-    numbered anew; without it they are logged. `on_message(Message)` for topics that no
-    Subscription reads: broadcasts, and those the server subscribed us to, where returning
-    acknowledges a durable message and raising has it sent again later. `on_connect(Welcome)`
-    and `on_disconnect(Closed)` at every connection and its end.
+    no call waits for: 410, messages of `topic` were kept and are gone, or it is numbered anew;
+    442, there was no room to subscribe us to `topic` as its member. Without it they are logged.
+    `on_message(Message)` for topics that no Subscription reads: broadcasts, and those the server
+    subscribed us to, where returning acknowledges a durable message and raising has it sent
+    again later. `on_connect(Welcome)` and `on_disconnect(Closed)` at each connection and its end.
     """
 
     def __init__(

@@ -55,8 +55,8 @@ class Cursor:
         self._handed = 0  # the newest that was handed out
         self._acked = 0  # by the application
         self._sent = 0  # the newest on this connection
-        self._ackable = 0  # the same without what a NACK is for
-        self._said = 0  # the newest ACK on this connection
+        # What was sent on this connection and has neither ACK nor NACK, in order: a window.
+        self._unsettled: dict[int, None] = {}
         self._nacked: set[int] = set()  # what was beyond `_acked` when it was said
         # What is set aside and in the application's hands: whether it is acknowledged since.
         self._asides: dict[int, bool] = {}
@@ -95,7 +95,8 @@ class Cursor:
         else:
             self._seen = max(self._seen, said.cursor)
             self._acked = max(self._acked, said.cursor)
-        self._sent = self._ackable = self._said = said.cursor
+        self._sent = said.cursor
+        self._unsettled.clear()
         self._has_begun, self._after = True, None
         self._apart.clear()
         self._send = send
@@ -137,7 +138,8 @@ class Cursor:
         if seq in self._nacked:
             self._say(FrameType.NACK, seq)
             return False
-        self._ackable = max(self._ackable, seq)
+        if self.is_durable:
+            self._unsettled[seq] = None
         if seq <= self._seen:
             self._plan()
             return False
@@ -154,7 +156,7 @@ class Cursor:
             self._stale -= 1
             return True
         seq = message.seq
-        if self._waiting.pop(seq, False):
+        if self._waiting.pop(seq, False) or seq in self._nacked:  # or refused while it waited
             self._asides[seq] = False
             if len(self._asides) > ASIDES_MAX:
                 del self._asides[next(iter(self._asides))]
@@ -187,6 +189,7 @@ class Cursor:
             self._nacked.add(seq)
         if seq <= self._sent or seq in self._apart:
             self._apart.discard(seq)
+            self._unsettled.pop(seq, None)
             self._say(FrameType.NACK, seq)
 
     def flush(self) -> None:
@@ -194,13 +197,19 @@ class Cursor:
         self._is_due = False
         if self._send is None:
             return
-        upto = min(self._acked, self._ackable)
-        if upto > self._said:
-            self._said = upto
+        upto = 0
+        for seq in list(self._unsettled):
+            if seq > self._acked and not self._asides.get(seq):
+                break
+            upto = seq
+            del self._unsettled[seq]
+            self._asides.pop(seq, None)
+        if upto:
             self._say(FrameType.ACK, upto)
-        # Further ahead it would be taken for everything before it, too.
+        # Behind what is unsettled an ACK would be taken for that, too.
+        first = next(iter(self._unsettled), self._sent + 1)
         for seq in [seq for seq, is_done in self._asides.items() if is_done]:
-            if seq in self._apart or seq <= min(self._said + 1, self._sent):
+            if seq in self._apart or seq < first:
                 del self._asides[seq]
                 self._apart.discard(seq)
                 self._say(FrameType.ACK, seq)

@@ -232,7 +232,7 @@ def _lines(section: Section, path: str) -> Iterator[str]:
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             below += [(key, f"[[{key}]]", item) for item in value]
         elif isinstance(value, tuple):
-            yield f"{name} = [{', '.join(toml_value(item) for item in value)}]"
+            yield f"{name} = [{', '.join(map(toml_value, value))}]"
         elif name in SECRETS and value:
             yield f'{name} = "***"'
         else:

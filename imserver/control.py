@@ -31,8 +31,10 @@ SOCKET: Final = "control.sock"
 REQUEST_MAX: Final = 65_536
 ANSWER_MAX: Final = 16_777_216
 CONNECTIONS_MAX: Final = 8
-#: How long a connection may say nothing, one method may take, an answer may wait to be read.
+#: How long a connection may say nothing, one too many may take for its request, one method may
+#: take, an answer may wait to be read.
 IDLE_S: Final = 30.0
+REFUSE_S: Final = 1.0
 METHOD_S: Final = 30.0
 WRITE_S: Final = 10.0
 
@@ -79,6 +81,7 @@ class ControlServer:
         self._method_s = method_s
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._served = 0
 
     async def start(self) -> None:
         """OSError when the socket cannot be made."""
@@ -113,16 +116,28 @@ class ControlServer:
         self._tasks.add(task)
         writer.transport.set_write_buffer_limits(0)  # drain() is for all of it
         try:
-            if len(self._tasks) > CONNECTIONS_MAX:
-                refusal = ImError(ErrorCode.OVERLOADED, f"{CONNECTIONS_MAX} connections are open")
-                await _write(writer, _refusal(refusal))
+            if self._served >= CONNECTIONS_MAX:
+                await self._refuse(reader, writer)
             else:
-                await self._serve(reader, writer)
+                self._served += 1
+                try:
+                    await self._serve(reader, writer)
+                finally:
+                    self._served -= 1
         except (OSError, TimeoutError, asyncio.CancelledError):
             pass  # it has gone, says or reads nothing, or the server ends
         finally:
             self._tasks.discard(task)
             writer.transport.abort()  # what was answered has been written by now
+
+    async def _refuse(self, reader: StreamReader, writer: StreamWriter) -> None:
+        """Tell one too many so, when it has asked: whoever is cut off while it writes reads
+        nothing any more."""
+        async with asyncio.timeout(REFUSE_S):
+            with suppress(ValueError):  # longer than a request may be
+                await reader.readline()
+        text = f"{CONNECTIONS_MAX} operators are connected; wait until one has ended"
+        await _write(writer, _refusal(ImError(ErrorCode.OVERLOADED, text)))
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         while True:

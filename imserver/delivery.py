@@ -26,7 +26,7 @@ from imserver.config import Delivery as Settings
 from imserver.delivery_asides import Asides
 from imserver.delivery_cursors import Cursors, Key
 from imserver.delivery_feed import feed
-from imserver.delivery_follower import Follower, Want
+from imserver.delivery_follower import Follower, FollowerState, Want
 from imserver.delivery_means import Courier, Means, Report
 from imserver.delivery_redelivery import Redelivery
 from imserver.delivery_schedule import Schedule
@@ -60,22 +60,6 @@ class Position(NamedTuple):
     first: int
     missed: int
     reset: bool
-
-
-class FollowerState(NamedTuple):
-    """A follower for people: `times_sent` of its first unacknowledged message, and when it is
-    sent again unless it is acknowledged."""
-
-    number: int
-    conn: int
-    user: str
-    device: str
-    is_acked: bool
-    acked: int
-    sent: int
-    times_sent: int
-    due_in_s: float | None
-    asides: tuple[int, ...]
 
 
 class Delivery:
@@ -336,6 +320,9 @@ class Delivery:
             follower.times_sent(follower.acked + 1) if is_open else 0,
             None if due_s is None else due_s - self._means.now_s(),
             tuple(sorted(follower.asides)),
+            follower.began,
+            follower.last_dead,
+            follower.tags,
         )
 
     async def stop(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from imserver.delivery_follower import ASIDES_MAX, Aside, Flight, Follower
-from imserver.delivery_frames import as_redelivered
+from imserver.delivery_frames import as_redelivered, tag_of
 from imserver.delivery_means import PAGE_BYTES, Means
 from imserver.delivery_schedule import Schedule
 from imserver.errors import ErrorCode, ImError
@@ -74,6 +74,8 @@ class Asides:
             page = await self._means.timeline.read(follower.topic, seq - 1, 1, PAGE_BYTES)
         if page.first != seq or not page.messages:
             raise ImError(ErrorCode.NOT_FOUND, f"message {seq} cannot be read any more")
+        if not follower.passes(tag_of(page.frames)):
+            raise ImError(ErrorCode.NOT_FOUND, f"message {seq} is not for the tags asked for")
         if seq in follower.asides or seq <= max(follower.acked, follower.dead_upto):
             return  # settled meanwhile, or about to be
         await self._set_aside(follower, seq, page.frames)
@@ -103,6 +105,7 @@ class Asides:
         if is_dead:
             del follower.asides[seq]
             self._means.counts["dead.nack"] += 1
+            follower.died([seq])
         else:
             self._plan(follower, seq, self._means.wait_s(aside.sent))
         if acked > follower.acked:
@@ -166,6 +169,7 @@ class Asides:
 
     def _drop(self, follower: Follower, seq: int) -> None:
         follower.asides.pop(seq, None)
+        follower.died([seq])
         self.schedule.drop((follower.number, seq))
 
     async def _rows(self, follower: Follower, after: int) -> list[DeadLetter]:
@@ -179,6 +183,7 @@ class Asides:
         except BaseException:
             follower.asides.update(taken)
             raise
+        follower.died(taken)
         for letter in letters:
             self._means.counts[f"dead.{letter.reason}"] += 1
 

@@ -15,6 +15,7 @@ Not here: reading, sending, time (delivery and its other parts).
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from imserver.timeline import Cursor
@@ -51,14 +52,34 @@ class Want(NamedTuple):
     room: int
 
 
+class FollowerState(NamedTuple):
+    """A follower for people: `times_sent` of its first unacknowledged message, and when it is
+    sent again unless it is acknowledged. On this connection it began behind `began`, and the last
+    place that became a dead letter is `last_dead`. `tags` None: all."""
+
+    number: int
+    conn: int
+    user: str
+    device: str
+    is_acked: bool
+    acked: int
+    sent: int
+    times_sent: int
+    due_in_s: float | None
+    asides: tuple[int, ...]
+    began: int
+    last_dead: int
+    tags: frozenset[str] | None
+
+
 class Follower:
     """The state of one subscription of one connection."""
 
     __slots__ = (
-        "acked", "armed", "asides", "attempts", "conn", "dead_upto", "device", "due_asides",
-        "failures", "flight", "has_more_asides", "is_acked", "is_busy", "is_due", "is_open",
-        "is_queued", "loaded_id", "nacks", "number", "round_at", "round_from", "rounds", "sent",
-        "tags", "topic", "user", "want",
+        "acked", "armed", "asides", "attempts", "began", "conn", "dead_upto", "device",
+        "due_asides", "failures", "flight", "has_more_asides", "is_acked", "is_busy", "is_due",
+        "is_open", "is_queued", "last_dead", "loaded_id", "nacks", "number", "round_at",
+        "round_from", "rounds", "sent", "tags", "topic", "user", "want",
     )  # fmt: skip
 
     def __init__(
@@ -78,11 +99,13 @@ class Follower:
         self.attempts = attempts
         self.is_acked = is_acked
         self.is_open = True
+        self.began = cursor
         self.acked = self.sent = cursor  # as the core said last
         self.rounds: list[int] = []
         self.armed = cursor  # the wait that runs is for everything up to here
         self.round_at = self.round_from = 0  # the round that is being sent
         self.dead_upto = 0  # up to here dead letters are being written
+        self.last_dead = 0  # the last place that became one here; it may be deleted since
         self.asides: dict[int, Aside] = {}
         self.loaded_id = 0  # rows set aside up to this one are known
         self.has_more_asides = is_acked
@@ -127,6 +150,10 @@ class Follower:
         self.armed = max(self.armed, acked)
         del self.rounds[: bisect_left(self.rounds, acked + 1)]
         return True
+
+    def died(self, seqs: Iterable[int]) -> None:
+        """These are dead letters now, or were."""
+        self.last_dead = max(self.last_dead, *seqs, 0)
 
     def beyond_asides(self, acked: int, about_to_be: int = 0) -> int:
         """Where the cursor may stand when everything up to `acked` is settled: past rows that

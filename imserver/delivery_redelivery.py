@@ -102,6 +102,7 @@ class Redelivery:
         finally:
             follower.dead_upto = 0
         self._means.counts[f"dead.{UNACKNOWLEDGED}"] += len(letters)
+        follower.died(letter.seq for letter in letters)
         self._report_gone(follower, start, page, last)
         self._settle(follower, last)
 

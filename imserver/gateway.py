@@ -96,11 +96,11 @@ class Gateway:
         self.logins.brought = self.upgrades.token
         self.answers = Answers(self.core, sessions, self._frames.refusals)
         self._store = store
-        refusals = self._frames.refusals
-        self.durability = Durability(self.core, sessions, routing, refusals, store is not None)
+        has_store = store is not None
+        self.durability = Durability(self.core, sessions, routing, self.answers, has_store)
         self.followers = None
         if store:
-            self.followers = Followers(config, self.core, sessions, routing, store, refusals)
+            self.followers = Followers(config, self.core, sessions, routing, store, self.answers)
         self.subscriptions = Subscriptions(
             self.core,
             sessions,
@@ -114,7 +114,7 @@ class Gateway:
         )
         self.members, kept = None, None
         if store:
-            who = self._judging, self.subscriptions, self.durability
+            who = self._judging, self.subscriptions, self.durability, self.answers
             self.members = Members(self.core, sessions, routing, *who, store)
             self.logins.on_welcome = self.members.welcome
             most = config.limits.max_frame_bytes

@@ -31,7 +31,9 @@ class Answers:
     def is_here(self, session: Session) -> bool:
         return self.is_running and self._sessions.get(session.conn) is session
 
-    def refuse(self, session: Session, request: int, error: ImError, ends: int) -> None:
+    def refuse(
+        self, session: Session, request: int, error: ImError, ends: int = _core.ENDS_NOTHING
+    ) -> None:
         if self.is_here(session):
             frame = self._refusals.frame(error, session.codec, request)
             self._core.send(session.conn, frame, ends)

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from imserver.errors import ErrorCode, ImError
-from imserver.gateway_kept import AskHistory, AskRead, AskUnread, Kept, may_see
+from imserver.gateway_kept import AskHistory, AskLeave, AskRead, AskUnread, Kept, may_see
 from imserver.model_session import Session
 from imserver.protocol import check_topic
 from imserver.routing import Routing
@@ -73,6 +73,7 @@ class Calls:
                 "history": lambda session, params: kept.history(session, _read(params, AskHistory)),
                 "read": lambda session, params: kept.read(session, _read(params, AskRead)),
                 "unread": lambda session, params: kept.unread(session, _read(params, AskUnread)),
+                "leave": lambda session, params: kept.leave(session, _read(params, AskLeave)),
                 "members": self.on_kept_members,
             }
 
@@ -92,8 +93,8 @@ class Calls:
         """The result. ImError 404 for an unknown method, 422 for params that are not as
         documented, 507 for what only a server with a store can answer."""
         handler = self._methods.get(method)
-        if handler is None and method in ("history", "read", "unread"):
-            raise ImError(ErrorCode.NOT_DURABLE, "this server keeps no messages")
+        if handler is None and method in ("history", "read", "unread", "leave"):
+            raise ImError(ErrorCode.NOT_DURABLE, "this server keeps no messages and no members")
         if handler is None:
             raise ImError(ErrorCode.NOT_FOUND, "no such method")
         return handler(session, params)

@@ -14,7 +14,7 @@ from typing import Final
 
 from imserver import _core
 from imserver.errors import ErrorCode, ImError
-from imserver.gateway_frames import Refusals
+from imserver.gateway_answers import Answers
 from imserver.protocol import DURABLE, Receipt
 from imserver.routing import Routing
 from imserver.sessions import Sessions
@@ -34,13 +34,13 @@ class Durability:
         core: _core.Core,
         sessions: Sessions,
         routing: Routing,
-        refusals: Refusals,
+        answers: Answers,
         is_open: bool,
     ) -> None:
         self._core = core
         self._sessions = sessions
         self._routing = routing
-        self._refusals = refusals
+        self._answers = answers
         self._is_open = is_open
         self._tokens = count(1)
         self._keeping: dict[int, tuple[asyncio.Future[Receipt], int, str]] = {}
@@ -104,4 +104,4 @@ class Durability:
         topic = data[1:ids_at].decode(errors="replace")
         for (id,) in _ID.iter_unpack(data[ids_at:]):
             error = ImError(code, id=id, topic=topic)
-            self._core.send(conn, self._refusals.frame(error, session.codec, 0))
+            self._answers.refuse(session, 0, error)

@@ -24,7 +24,7 @@ from imserver import _core, gateway_frames
 from imserver.config import Config
 from imserver.delivery import Delivery, Position
 from imserver.errors import ErrorCode, ImError
-from imserver.gateway_frames import Refusals
+from imserver.gateway_answers import Answers
 from imserver.model_session import Session
 from imserver.protocol import Subscribe, Subscribed
 from imserver.routing import Routing
@@ -54,9 +54,9 @@ class Followers:
         sessions: Sessions,
         routing: Routing,
         timeline: Timeline,
-        refusals: Refusals,
+        answers: Answers,
     ) -> None:
-        self._refusals = refusals
+        self._answers = answers
         self.delivery = Delivery(
             timeline,
             self,
@@ -188,7 +188,7 @@ class Followers:
         if session:
             text = f"messages {first} to {last} are gone: {reason}"
             error = ImError(ErrorCode.LOST, text, topic=topic)
-            self._core.send(conn, self._refusals.frame(error, session.codec, 0))
+            self._answers.refuse(session, 0, error)
 
     # Events
 

@@ -55,6 +55,10 @@ class AskUnread(msgspec.Struct):
     topics: Annotated[list[str], Meta(max_length=TOPICS_MAX)] | None = None
 
 
+class AskLeave(msgspec.Struct):
+    topic: str
+
+
 class Kept:
     """The answers of one store, each as long as a frame can hold."""
 
@@ -108,6 +112,11 @@ class Kept:
         found = await self._timeline.members(topic, after, limit)
         self._check(session, topic)
         return [member.user for member in found]
+
+    async def leave(self, session: Session, asked: AskLeave) -> dict[str, bool]:
+        """Without a right: nobody has to stay where they may not read."""
+        left = await self._membership.leave(asked.topic, [session.user])
+        return {"left": bool(left)}
 
     def _check(self, session: Session, topic: str) -> str:
         if not may_see(self._routing, self._sessions, session, check_topic(topic)):

@@ -5,7 +5,7 @@ subscription that depends on it waits for that. While somebody is here, their to
 memory, which is what routing asks.
 
     N1  a topic of `topics_of` is followed by every session of its member, or routing forbids it, or
-        the session holds as many subscriptions as it may.
+        the session was told why it is not: an ERROR with request 0 that names the topic.
     N2  who is judged by membership is judged when it is known.
 
 Not here: who is a member (membership), what a subscription is (gateway_subscriptions).
@@ -16,7 +16,8 @@ import logging
 from functools import partial
 
 from imserver import _core
-from imserver.errors import ImError
+from imserver.errors import CloseCode, ErrorCode, ImError
+from imserver.gateway_answers import Answers
 from imserver.gateway_durable import Durability
 from imserver.gateway_subscriptions import Subscriptions
 from imserver.gateway_tasks import Tasks
@@ -40,6 +41,7 @@ class Members:
         tasks: Tasks,
         subscriptions: Subscriptions,
         durability: Durability,
+        answers: Answers,
         timeline: Timeline,
     ) -> None:
         self.membership = Membership(
@@ -52,6 +54,7 @@ class Members:
         self._sessions = sessions
         self._tasks = tasks
         self._subscriptions = subscriptions
+        self._answers = answers
         self._by_user: dict[str, set[str]] = {}  # of those who are here and are members
         self._loading: dict[int, asyncio.Event] = {}
         routing.is_member = self.is_member
@@ -66,7 +69,7 @@ class Members:
         self._loading[session.conn] = asyncio.Event()
         if not self._tasks.start(partial(self._load, session)):
             self._loaded(session.conn)
-            _log.error("too many logins: session %s is not subscribed by itself", session.id)
+            self._core.close(session.conn, CloseCode.OVERLOADED)
 
     def close(self, session: Session) -> None:
         self._loaded(session.conn)
@@ -90,6 +93,7 @@ class Members:
                 self._by_user.setdefault(session.user, set()).update(topics)
         except ImError as error:
             _log.error("the memberships of %s cannot be read: %s", session.user, error)
+            self._tell(session, "", error)
         finally:
             self._loaded(session.conn)
         for topic in topics:
@@ -104,13 +108,25 @@ class Members:
             still = partial(self.is_member, session.user, topic)
             await self._subscriptions.follow_unasked(session, topic, still)
         except ImError as error:
-            _log.warning("%s is a member of %r and does not get it: %s", session.user, topic, error)
+            if error.code == ErrorCode.FORBIDDEN:  # being a member is no right
+                name = session.user
+                _log.warning("%s is a member of %r and may not read it: %s", name, topic, error)
+            else:
+                self._tell(session, topic, error)
+
+    def _tell(self, session: Session, topic: str, error: ImError) -> None:
+        """What a member is not subscribed to; all of it, where no topic is named."""
+        _log.info("%s is a member of %r and does not get it: %s", session.user, topic, error)
+        text = f"a membership without its subscription: {error.message}"
+        told = ImError(error.code, text, error.retry_after_ms, topic=topic)
+        self._answers.refuse(session, 0, told)
 
     def _on_joined(self, user: str, topic: str) -> None:
         for session in self._sessions.of(user):
             self._by_user.setdefault(user, set()).add(topic)
             self._core.revoke(session.conn, topic.encode())
-            self._tasks.start(partial(self._subscribe, session, topic))
+            if not self._tasks.start(partial(self._subscribe, session, topic)):
+                self._core.close(session.conn, CloseCode.OVERLOADED)  # it is subscribed at a login
 
     def _on_left(self, user: str, topic: str) -> None:
         self._by_user.get(user, set()).discard(topic)

@@ -9,6 +9,7 @@ Not here: what an object means (textual).
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Final
 
 from imserver import _core
@@ -21,6 +22,7 @@ from imserver.protocol import (
     FrameReader,
     FrameType,
     decode_body,
+    encode_bare,
     encode_frame,
 )
 from imserver.textual import read_text, write_text
@@ -56,6 +58,7 @@ class _TextClient:
         self._loop = asyncio.get_running_loop()
         self._user = ""
         self._code: int = CloseCode.INTERNAL
+        self._is_sending = False
 
     async def run(self) -> None:
         back = asyncio.create_task(self._come_back())
@@ -66,7 +69,9 @@ class _TextClient:
             await back
         finally:
             back.cancel()
-            await asyncio.gather(back, return_exceptions=True)
+            (failure,) = await asyncio.gather(back, return_exceptions=True)
+        if isinstance(failure, Exception):
+            raise failure
 
     async def _go(self, text: str | bytes) -> None:
         try:
@@ -78,7 +83,9 @@ class _TextClient:
             return
         if frame[4] == FrameType.HELLO and self._web.token is not None:
             frame = self._with_token(frame, self._web.token)
+        self._is_sending = True
         await self._loop.sock_sendall(self._ours, frame)
+        self._is_sending = False
 
     def _with_token(self, frame: bytes, token: str) -> bytes:
         """A HELLO without a token has that of the upgrade."""
@@ -95,11 +102,23 @@ class _TextClient:
         try:
             while data := await self._loop.sock_recv(self._ours, _READ_BYTES):
                 for frame in reader.feed(data):
+                    if frame.type == FrameType.PING:
+                        self._pong(frame.request)
+                        continue
                     self._note(frame.type, frame.body)
                     self._web.send(write_text(frame))
         except (OSError, Closed):
             pass
-        self._web.close(self._code)
+        finally:
+            self._web.close(self._code)
+
+    def _pong(self, request: int) -> None:
+        """People's tools answer the pings of WebSocket, by which the core judges them; those of
+        frames are answered here. Neither within a frame nor waiting: who is not read is not
+        silent."""
+        if not self._is_sending:
+            with suppress(BlockingIOError):
+                self._ours.send(encode_bare(FrameType.PONG, request))
 
     def _note(self, type: int, body: bytes) -> None:
         if type == FrameType.WELCOME:

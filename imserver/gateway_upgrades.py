@@ -7,8 +7,10 @@ Not here: what a request has to look like (upgrade).
 """
 
 import logging
+import re
 from collections import ChainMap
 from functools import partial
+from typing import Final
 
 from imserver import _core
 from imserver.config import Config, is_loopback, split_address
@@ -18,6 +20,9 @@ from imserver.gateway_text import TextClients
 from imserver.hooks import OnWebSocket
 from imserver.upgrade import PATH, Refusal, Upgrade, read_upgrade, switch
 from imserver.websocket import NORMAL, WebSocket
+
+#: The names under which a browser on this machine reaches it.
+LOOPBACK: Final = {"localhost", "127.0.0.1", "[::1]"}
 
 _log = logging.getLogger("imserver.gateway")
 
@@ -30,7 +35,7 @@ class Upgrades:
         self.is_leaving = False
         self._core = core
         self._tasks = Tasks()
-        self._origins = allowed_origins(config)
+        self._origins = Origins(config)
         self._tokens: dict[int, str] = {}  # brought before HELLO
         self._sockets: dict[int, WebSocket] = {}
 
@@ -79,13 +84,13 @@ class Upgrades:
         await self._tasks.stop()
 
     def _read(self, head: bytes) -> Upgrade:
-        return read_upgrade(head, self._handlers.keys(), self._origins)
+        return read_upgrade(head, self._handlers.keys(), self._origins.may_come)
 
     def _open(self, conn: int, peer: str, upgrade: Upgrade) -> None:
         handler = self._handlers.get(upgrade.path)
         if handler is None:
             raise Refusal(400, "name the subprotocol im.v1")
-        if len(self._sockets) >= RUNNING_MAX:
+        if len(self._tasks) >= RUNNING_MAX:  # a handler may outlive its connection
             raise Refusal(503, "too many WebSockets without the subprotocol")
         say, close = partial(self._say, conn), partial(self._core.close, conn)
         socket = WebSocket(upgrade.path, peer, upgrade.token, say, close)
@@ -113,14 +118,22 @@ class Upgrades:
             self._core.say(conn, _core.BINARY, message, ends)
 
 
-def allowed_origins(config: Config) -> frozenset[str]:
-    """The listed ones, and the pages that this server serves itself; with `dev` under every name
-    of this machine."""
-    origins = {origin.lower() for origin in config.websocket.origins}
-    if config.http:
-        host, port = split_address(config.http)
-        names = {f"[{host}]" if ":" in host else host}
-        if is_loopback(config.http):
-            names |= {"localhost", "127.0.0.1", "[::1]"}
-        origins |= {f"http://{name}:{port}" for name in names}
-    return frozenset(origins)
+class Origins:
+    """The listed ones, the pages that this server serves itself, and with `dev` all of this
+    machine."""
+
+    def __init__(self, config: Config) -> None:
+        self._is_dev = config.dev
+        self._listed = {origin.lower() for origin in config.websocket.origins}
+        if config.http:
+            host, port = split_address(config.http)
+            names = {f"[{host}]" if ":" in host else host}
+            if is_loopback(config.http):
+                names |= LOOPBACK
+            self._listed |= {f"http://{name}:{port}" for name in names}
+
+    def may_come(self, origin: str) -> bool:
+        if origin in self._listed:
+            return True
+        found = re.fullmatch(r"https?://([^/@?#:]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", origin)
+        return self._is_dev and found is not None and found[1] in LOOPBACK

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -11,7 +11,6 @@ from imserver.http_route import JSON, ApiRoute
 
 _PLACE: Final = "#/components/schemas/{name}"
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::\w+)?\}")
-_KINDS: Final = {str: {"type": "string"}, int: {"type": "integer", "minimum": 0}}
 
 Json = dict[str, Any]
 
@@ -83,7 +82,7 @@ def _owner(route: ApiRoute) -> object:
 
 def _in_path(route: ApiRoute) -> list[Json]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": _KINDS[route.types[name]]}
+        {"name": name, "in": "path", "required": True, "schema": _schema(route.types[name])}
         for name in _PARAMETER.findall(route.path)
     ]
 
@@ -93,15 +92,9 @@ def _in_query(route: ApiRoute, schemas: Json) -> list[Json]:
         return []
     fields = schemas[route.types["query"].__name__]["properties"]
     return [
-        {"name": name, "in": "query", "required": False, "schema": _given(schema)}
+        {"name": name, "in": "query", "required": False, "schema": schema}
         for name, schema in fields.items()
     ]
-
-
-def _given(schema: Json) -> Json:
-    """A parameter that is not there has no value; one that is there is not null."""
-    choices = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
-    return cast(Json, choices[0]) if choices else schema
 
 
 def _content(route: ApiRoute) -> Json:

@@ -7,6 +7,7 @@ them, nothing is loaded from elsewhere, and they talk to this server alone.
 
 import hashlib
 import mimetypes
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -59,15 +60,18 @@ class Pages:
 
     @property
     def routes(self) -> list[Route]:
-        pages = [Route(path, self.page, methods=["GET"]) for path in PAGES]
+        pages = [Route(path, self._page(name), methods=["GET"]) for path, name in PAGES.items()]
         return [
             *pages,
             Route("/static/{name:path}", self.file, methods=["GET"]),
             Route("/client.json", self.client, methods=["GET"]),
         ]
 
-    async def page(self, request: Request) -> Response:
-        return self._answer(request, PAGES[request.scope["path"]])
+    def _page(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def page(request: Request) -> Response:
+            return self._answer(request, name)
+
+        return page
 
     async def file(self, request: Request) -> Response:
         return self._answer(request, request.path_params["name"])

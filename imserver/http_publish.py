@@ -79,8 +79,26 @@ class Publishing:
         order."""
         if isinstance(body, Outgoing):
             return Outcomes([await self._publish(body)])
-        # Each gets as far as the store's queue in its turn, so topics keep their order.
-        return Outcomes(list(await asyncio.gather(*map(self._outcome, body))))
+        results = [Outcome()] * len(body)
+        topics: dict[str, list[int]] = {}
+        for number, message in enumerate(body):
+            topics.setdefault(message.topic, []).append(number)
+        await asyncio.gather(*(self._in_order(body, of, results) for of in topics.values()))
+        return Outcomes(results)
+
+    async def _in_order(
+        self, messages: list[Outgoing], numbers: list[int], results: list[Outcome]
+    ) -> None:
+        """Those of one topic. The first may have to wait for the topic's members; once it is
+        through the others reach the store's queue in their turn, and share its commits."""
+        first = 0
+        while first < len(numbers) and (first == 0 or results[numbers[first - 1]].error):
+            results[numbers[first]] = await self._outcome(messages[numbers[first]])
+            first += 1
+        rest = numbers[first:]
+        outcomes = await asyncio.gather(*(self._outcome(messages[number]) for number in rest))
+        for number, outcome in zip(rest, outcomes, strict=True):
+            results[number] = outcome
 
     async def _outcome(self, message: Outgoing) -> Outcome:
         try:

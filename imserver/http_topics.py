@@ -7,7 +7,7 @@ from heapq import nsmallest
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from imserver.errors import ErrorCode, ImError
 from imserver.http_route import ApiRoute, Body, Query
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Meta(ge=1, le=1_000)]
-Users = Annotated[list[str], Meta(max_length=10_000)]
+Users = Annotated[list[str], Meta(max_length=1_000)]
 
 
 class AskTopics(Query):
@@ -32,8 +32,8 @@ class AskTopics(Query):
 class AskHistory(Query):
     """Messages behind `after`, or the last ones before `before`; without both the newest."""
 
-    after: Seq | None = None
-    before: Seq | None = None
+    after: Seq | UnsetType = UNSET
+    before: Seq | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=256)] = 50
 
 
@@ -147,13 +147,13 @@ class TopicRoutes:
 
     async def history(self, topic: str, query: AskHistory) -> History:
         """What was said in a topic."""
-        if query.after is not None and query.before is not None:
-            raise ImError(ErrorCode.BAD_BODY, "after or before, not both")
         store, topic = kept(self._server), check_topic(topic)
-        if query.after is not None:
+        if query.after is UNSET:
+            before = 2**63 - 1 if query.before is UNSET else query.before
+            return told(await store.history_back(topic, before, query.limit), History)
+        if query.before is UNSET:
             return told(await store.history(topic, query.after, query.limit), History)
-        before = 2**63 - 1 if query.before is None else query.before
-        return told(await store.history_back(topic, before, query.limit), History)
+        raise ImError(ErrorCode.BAD_BODY, "after or before, not both")
 
     async def members(self, topic: str, query: AskMembers) -> Members:
         """The members of a topic, by name, and what they have read of it."""

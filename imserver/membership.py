@@ -15,7 +15,7 @@ here: the subscriptions themselves (gateway), whose names a topic carries (routi
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from imserver.errors import ErrorCode, ImError
 from imserver.names import check_identifier, check_topic
@@ -27,6 +27,8 @@ from imserver.timeline import Timeline
 SETTLED_MAX: Final = 65_536
 #: Users who join or leave in one commit; 100,000 at once would hold up all others.
 USERS_A_COMMIT: Final = 1_000
+
+T = TypeVar("T")
 
 #: Something has become true of a user and a topic.
 Change = Callable[[str, str], None]
@@ -50,7 +52,7 @@ class Membership:
         self._on_left = on_left
         self._settled: dict[str, None] = {}  # in the order of their coming
         self._reads: dict[str, list[set[str]]] = {}  # user -> what they left during each read
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def topics_of(self, user: str) -> list[str]:
         """What a login of this user is subscribed to by itself, the inbox first."""
@@ -74,10 +76,10 @@ class Membership:
         self._check(topic, users)
         await self._surely(self._join(topic, users, None))
 
-    async def leave(self, topic: str, users: Collection[str]) -> None:
-        """End memberships; those who have none are passed over."""
+    async def leave(self, topic: str, users: Collection[str]) -> list[str]:
+        """End memberships; those who were members until now."""
         self._check(topic, users)
-        await self._surely(self._leave(topic, users))
+        return await self._surely(self._leave(topic, users))
 
     def is_settled(self, topic: str) -> bool:
         """Whether `before_publish` has nothing to do, which it need not be awaited for."""
@@ -111,19 +113,22 @@ class Membership:
             for user in await self._timeline.join(topic, some, since_seq=since_seq):
                 self._on_joined(user, topic)
 
-    async def _leave(self, topic: str, users: Collection[str]) -> None:
+    async def _leave(self, topic: str, users: Collection[str]) -> list[str]:
+        gone: list[str] = []
         for some in _portions(users):
             for user in await self._timeline.leave(topic, some):
+                gone.append(user)
                 for left in self._reads.get(user, ()):
                     left.add(topic)
                 self._on_left(user, topic)
+        return gone
 
-    async def _surely(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _surely(self, work: Coroutine[Any, Any, T]) -> T:
         """B1: to its end, whoever stops waiting."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
 
 def _portions(users: Collection[str]) -> Iterator[list[str]]:

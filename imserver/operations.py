@@ -139,8 +139,9 @@ class Operations:
         ids, next = await self._chosen(ids, topic, user, after)
         return {"count": await self._timeline.drop_dead(ids) if ids else 0, "after": next}
 
-    async def dead_counts(self) -> dict[str, int]:
-        return await self._timeline.dead_counts()
+    async def dead_counts(self, taken: bool = False) -> dict[str, int]:
+        """All that `dead` lists, by reason."""
+        return await self._timeline.dead_counts(taken=taken)
 
     async def _take(self, ids: list[int]) -> int:
         return len(await self._timeline.take_dead(ids))

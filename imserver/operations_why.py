@@ -38,6 +38,12 @@ class Follower(Protocol):
     def times_sent(self) -> int: ...
     @property
     def due_in_s(self) -> float | None: ...
+    @property
+    def began(self) -> int: ...
+    @property
+    def last_dead(self) -> int: ...
+    @property
+    def tags(self) -> frozenset[str] | None: ...
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -90,7 +96,8 @@ async def why(
         return {**told, "state": "not accepted", "message": None, "after": None}
     page = await timeline.read(topic, seq - 1, 1)
     is_kept = page.messages == 1 and page.first == seq and not page.gaps
-    told["message"] = plain(decode_message(page.frames)) if is_kept else None
+    message = decode_message(page.frames) if is_kept else None
+    told["message"] = plain(message) if message else None
     told["state"] = "kept" if is_kept else "forgotten" if seq < extent.first else "unreadable"
 
     found = await timeline.cursors_of(topic, after or (user, ""), DEVICES_MAX)
@@ -101,10 +108,11 @@ async def why(
     acking = {(one.user, one.device): one for one in readers if one.is_acked}
     letters = await _letters(timeline, topic, seq)
     told["devices"] = [
-        _device(seq, cursor, acking.get(cursor[:2]), letters.get(cursor[:2])) for cursor in cursors
+        _device(seq, message, cursor, acking.get(cursor[:2]), letters.get(cursor[:2]))
+        for cursor in cursors
     ]
     if after is None:
-        told["devices"] += [_unasked(seq, one) for one in readers if not one.is_acked]
+        told["devices"] += [_unasked(seq, message, one) for one in readers if not one.is_acked]
         if is_last:
             present = {device["user"] for device in told["devices"]}
             told["absent"] = await _absent(timeline, topic, user, present)
@@ -112,10 +120,14 @@ async def why(
 
 
 def _device(
-    seq: int, cursor: Cursor, follower: Follower | None, letter: DeadLetter | None
+    seq: int,
+    message: Message | None,
+    cursor: Cursor,
+    follower: Follower | None,
+    letter: DeadLetter | None,
 ) -> dict[str, Any]:
-    """What a device with a cursor has of a message. One that began to read behind the message
-    has a cursor beyond it too, and "acknowledged" it."""
+    """What a device with a cursor has of a message. A cursor that is past it tells no more than
+    that ("passed"); what it was passed for is known where that happened on this connection."""
     acked = max(cursor.seq, follower.acked if follower else 0)
     told: dict[str, Any] = {"user": cursor.user, "device": cursor.device, "cursor": acked}
     told |= {"is_online": follower is not None, "attempts": None, "reason": "", "letter": 0}
@@ -123,8 +135,11 @@ def _device(
     if letter:
         state = "set aside" if letter.is_taken else "dead letter"
         told |= {"attempts": letter.attempts, "reason": letter.reason, "letter": letter.id}
+    elif follower and seq > follower.began and _is_kept_back(message, follower):
+        state = "not for its tags"
     elif seq <= acked:
-        state = "acknowledged"
+        is_known = follower and message and seq > max(follower.began, follower.last_dead)
+        state = "acknowledged" if is_known else "passed"
     elif follower and seq <= follower.sent:
         state = "sent"
         told["attempts"] = follower.times_sent if seq == follower.acked + 1 else None
@@ -134,9 +149,15 @@ def _device(
     return {**told, "state": state}
 
 
-def _unasked(seq: int, follower: Follower) -> dict[str, Any]:
+def _unasked(seq: int, message: Message | None, follower: Follower) -> dict[str, Any]:
     """Who reads without acknowledgements has no cursor, so nothing is known when they have
     gone."""
+    if seq <= follower.began:
+        state = "before it began"
+    elif _is_kept_back(message, follower):
+        state = "not for its tags"
+    else:
+        state = "sent, unasked" if seq <= follower.sent else "waiting"
     return {
         "user": follower.user,
         "device": follower.device,
@@ -146,8 +167,12 @@ def _unasked(seq: int, follower: Follower) -> dict[str, Any]:
         "reason": "",
         "letter": 0,
         "due_in_s": None,
-        "state": "sent, unasked" if seq <= follower.sent else "waiting",
+        "state": state,
     }
+
+
+def _is_kept_back(message: Message | None, follower: Follower) -> bool:
+    return message is not None and follower.tags is not None and message.tag not in follower.tags
 
 
 async def _letters(timeline: Timeline, topic: str, seq: int) -> dict[tuple[str, str], DeadLetter]:

@@ -30,6 +30,7 @@ from imserver.protocol import (
     RETRY,
     Frame,
     FrameType,
+    Message,
     Position,
     check_topic,
     codec_flags,
@@ -51,6 +52,7 @@ _FLAGS: Final = {
     "history": HISTORY,
 }
 _TYPES: Final = {type.name.lower(): type for type in FrameType}
+_SPARE_BYTES: Final = 1_024
 T = TypeVar("T")
 Request = Annotated[int, Meta(ge=0, le=65_535)]
 
@@ -155,9 +157,16 @@ def _plain_message(data: bytes) -> dict[str, Any]:
     if message.attempt:
         plain["attempt"] = message.attempt
     plain |= {name: True for name, bit in _FLAGS.items() if message.flags & bit}
+    return plain | _plain_body(message)
+
+
+def _plain_body(message: Message) -> dict[str, Any]:
+    """What JSON cannot say, or only in many more bytes, comes as the bytes it is."""
     try:
-        if message.codec == CODEC_BYTES:
-            raise ValueError("as it is")
-        return plain | {"body": message.value()}
-    except (ValueError, ImportError):
-        return plain | {"base64": base64.b64encode(message.body).decode()}
+        if message.codec != CODEC_BYTES:
+            body = msgspec.json.encode(message.value())
+            if len(body) <= 2 * len(message.body) + _SPARE_BYTES:
+                return {"body": msgspec.Raw(body)}
+    except (ValueError, TypeError, RecursionError, OverflowError, ImportError):
+        pass
+    return {"base64": base64.b64encode(message.body).decode()}

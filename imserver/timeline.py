@@ -11,8 +11,9 @@ before, and then the frames are the very bytes that subscribers and history get.
     T4  what cannot be read is told as a gap, never left out.
     T5  a store that failed to write does nothing more: everything is refused with 507.
 
-Adapters: `timeline_sqlite` on a disk, `timeline_memory` for tests. tests/test_timeline.py is the
-one suite for all of them. Not here: who may read what (routing), windows and redelivery.
+Adapters: `timeline_sqlite` on a disk, `timeline_memory` for tests. tests/test_timeline.py and
+test_timeline_readers.py are the one suite for all of them. Not here: who may read what (routing),
+windows and redelivery.
 """
 
 import time
@@ -294,8 +295,8 @@ class Timeline(Protocol):
         """Delete letters that were put longer ago than that, but no taken ones; how many there
         were."""
 
-    async def dead_counts(self) -> dict[str, int]:
-        """How many letters there are by reason."""
+    async def dead_counts(self, *, taken: bool = False) -> dict[str, int]:
+        """How many letters there are by reason, with the taken ones only if `taken`."""
 
     async def close(self) -> None:
         """Write what was accepted, then end. Twice is once."""

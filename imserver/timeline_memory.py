@@ -326,9 +326,11 @@ class MemoryTimeline:
         old = [one.id for one in letters if not one.is_taken and self._dead_ms[one.id] < oldest_ms]
         return await self.drop_dead(old)
 
-    async def dead_counts(self) -> dict[str, int]:
+    async def dead_counts(self, *, taken: bool = False) -> dict[str, int]:
         counts: dict[str, int] = {}
         for letter in self._dead.values():
+            if letter.is_taken and not taken:
+                continue
             counts[letter.reason] = counts.get(letter.reason, 0) + 1
         return counts
 

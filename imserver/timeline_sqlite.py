@@ -250,9 +250,9 @@ class SqliteTimeline:
         oldest_ms = self._clock.store_ms() - max_age_ms
         return int(await self._change(lambda tables: tables.expire_dead(oldest_ms)))
 
-    async def dead_counts(self) -> dict[str, int]:
-        sql = "SELECT reason, count(*) FROM dead GROUP BY reason"
-        return await self._reader.run(lambda connection: dict(rows(connection, sql)))
+    async def dead_counts(self, *, taken: bool = False) -> dict[str, int]:
+        sql = "SELECT reason, count(*) FROM dead WHERE taken <= ? GROUP BY reason"
+        return await self._reader.run(lambda connection: dict(rows(connection, sql, (taken,))))
 
     async def close(self) -> None:
         if not self._is_closed:

@@ -35,7 +35,7 @@ from imserver.timeline_sqlite_tables import Tables
 #: Bytes of frames in one commit: a tenth of a second of a slow disk, and 32 blobs.
 COMMIT_BYTES: Final = 8_388_608
 #: Pages in the log before they are brought into the file: 16 MB. SQLite's own 1,000 cost up to
-#: half of the throughput with random topics.
+#: half of the throughput with random topics. Receipts wait meanwhile: docs/adr/0008.
 CHECKPOINT_PAGES: Final = 4_096
 #: What a job costs besides its frames, for the bound on what waits.
 JOB_BYTES: Final = 256

@@ -15,7 +15,7 @@ import base64
 import binascii
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 import httptools
@@ -63,9 +63,9 @@ class Refusal(Exception):
         ).encode()
 
 
-def read_upgrade(head: bytes, paths: Collection[str], origins: Collection[str]) -> Upgrade:
-    """Judge the head of a request, up to its empty line. `origins` are those of browsers that
-    may come, in lower case. Refusal for all others."""
+def read_upgrade(head: bytes, paths: Collection[str], may_come: Callable[[str], bool]) -> Upgrade:
+    """Judge the head of a request, up to its empty line. `may_come` is asked for the origin of a
+    browser's, in lower case. Refusal for what is not allowed."""
     request = _Request(head)
     if request.method != "GET":
         raise Refusal(405, "WebSockets begin with GET", "Allow: GET\r\n")
@@ -89,7 +89,8 @@ def read_upgrade(head: bytes, paths: Collection[str], origins: Collection[str]) 
         is_key = False
     if not is_key:
         raise Refusal(400, "Sec-WebSocket-Key is 16 bytes in base64")
-    if request.one("origin", "").lower() not in {"", *origins}:
+    origin = request.one("origin", "").lower()
+    if origin and not may_come(origin):
         raise Refusal(403, "this origin is not in websocket.origins")
     accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest()).decode()
     return Upgrade(path, accept, *_subprotocol(request, path))

@@ -15,7 +15,7 @@ from imserver.config import Delivery as Settings
 from imserver.delivery import Delivery
 from imserver.errors import ErrorCode, ImError
 from imserver.protocol import encode_message
-from imserver.timeline import PAGE_BYTES, PAGE_FRAMES, Cursor, DeadLetter, Gap, Page
+from imserver.timeline import PAGE_BYTES, PAGE_FRAMES, Clock, Cursor, DeadLetter, Gap, Page
 from imserver.timeline_memory import MemoryTimeline
 
 TOPIC = "room:a"
@@ -23,10 +23,13 @@ TOPIC = "room:a"
 
 class FaultyTimeline(MemoryTimeline):
     """The memory adapter, as slow as a disk (in turns of the loop), that fails and has damage
-    when told to: after `fail_in` more calls, `failures` of them fail."""
+    when told to: after `fail_in` more calls, `failures` of them fail. `days`: its steady clock."""
 
     def __init__(self, rng: Random) -> None:
-        super().__init__(lambda: 1_700_000_000.0)
+        self.days = 0.0
+        super().__init__(
+            Clock(wall_s=lambda: 1_700_000_000.0, steady_s=lambda: 86_400.0 * self.days)
+        )
         self.fail_in = self.failures = 0
         self.damaged: set[int] = set()
         self.reads = 0

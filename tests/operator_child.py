@@ -24,6 +24,9 @@ class Follower(NamedTuple):
     sent: int
     times_sent: int
     due_in_s: float | None
+    began: int = 0
+    last_dead: int = 0
+    tags: frozenset[str] | None = None
 
 
 async def main(directory: Path) -> None:

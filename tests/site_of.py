@@ -32,8 +32,8 @@ class Answer(NamedTuple):
 
 
 class Site:
-    def __init__(self, running: RunningServer, key: str = "") -> None:
-        address = running.server.http_address
+    def __init__(self, where: RunningServer | tuple[str, int], key: str = "") -> None:
+        address = where if isinstance(where, tuple) else where.server.http_address
         assert address
         self.address = address
         self.host = f"{address[0]}:{address[1]}"

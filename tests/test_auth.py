@@ -1,89 +1,39 @@
 """Tokens: what is believed, and every way we know of to be believed without a right to it."""
 
-import base64
 import hashlib
 import hmac
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
-
-from imserver.auth import TOKEN_LEN_MAX, Authenticator, Identity, issue
-from imserver.config import Algorithm, Auth, ConfigError, Key
-from imserver.errors import ErrorCode, ImError
-from imserver.model_session import NO_RIGHTS
-
-SECRET = "s" * 64
-OTHER = "o" * 64
-
-
-def pem(key: Any) -> tuple[str, bytes]:
-    """(public, private) in PEM."""
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return public.decode(), private
-
-
-RSA_PUBLIC, RSA_PRIVATE = pem(rsa.generate_private_key(65_537, 2_048))
-P256_PUBLIC, P256_PRIVATE = pem(ec.generate_private_key(ec.SECP256R1()))
-P384_PUBLIC, P384_PRIVATE = pem(ec.generate_private_key(ec.SECP384R1()))
-ED_PUBLIC, ED_PRIVATE = pem(ed25519.Ed25519PrivateKey.generate())
-
-HS = Auth(keys=(Key(algorithm="HS256", secret=SECRET),))
-RS = Auth(keys=(Key(algorithm="RS256", public_key=RSA_PUBLIC),))
-BOTH = Auth(
-    keys=(
-        Key(kid="hs", algorithm="HS256", secret=SECRET),
-        Key(kid="rs", algorithm="RS256", public_key=RSA_PUBLIC),
-    )
+from tokens import (
+    BOTH,
+    ED_PRIVATE,
+    ED_PUBLIC,
+    HS,
+    NOT_VALID,
+    OTHER,
+    P256_PRIVATE,
+    P256_PUBLIC,
+    P384_PRIVATE,
+    P384_PUBLIC,
+    RS,
+    RSA_PRIVATE,
+    RSA_PUBLIC,
+    SECRET,
+    claims,
+    forge,
+    identify,
+    part,
+    refusal,
+    sign,
 )
 
-
-def claims(**changes: Any) -> dict[str, Any]:
-    """Good ones, but for the changes; None removes a claim."""
-    good = {"sub": "ann", "exp": int(time.time()) + 60} | changes
-    return {name: value for name, value in good.items() if value is not None}
-
-
-def sign(payload: Any, key: Any = SECRET, algorithm: str = "HS256", **header: Any) -> str:
-    return jwt.encode(payload, key, algorithm, headers=header)
-
-
-def part(value: Any) -> bytes:
-    data = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-
-def forge(header: Any, payload: Any, secret: bytes | None = SECRET.encode()) -> str:
-    """A token by hand, for what PyJWT would not make."""
-    signed = part(header) + b"." + part(payload)
-    mac = b"" if secret is None else hmac.digest(secret, signed, hashlib.sha256)
-    return (signed + b"." + part(mac)).decode()
-
-
-def identify(token: str, auth: Auth = HS) -> Identity:
-    return Authenticator(auth).identify(token)
-
-
-def refusal(token: str, auth: Auth = HS) -> str:
-    with pytest.raises(ImError) as caught:
-        identify(token, auth)
-    assert caught.value.code == ErrorCode.UNAUTHORIZED
-    return caught.value.message
-
-
-NOT_VALID = "the token is not valid"
+from imserver.auth import TOKEN_LEN_MAX, Authenticator, issue
+from imserver.config import Algorithm, Auth, Key
+from imserver.errors import ImError
+from imserver.model_session import NO_RIGHTS
 
 
 def test_a_good_token_is_believed() -> None:
@@ -418,93 +368,3 @@ def test_the_log_is_not_written_by_the_token(caplog: pytest.LogCaptureFixture) -
     message = caplog.records[-1].getMessage()
     assert message.isprintable()
     assert len(message) < 300
-
-
-# Keys as configured
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "public", "rule"),
-    [
-        ("RS256", P256_PUBLIC, "no RS256 key"),
-        ("RS256", ED_PUBLIC, "RS256"),
-        ("ES256", RSA_PUBLIC, "no ES256 key"),
-        ("ES256", P384_PUBLIC, "no ES256 key"),
-        ("ES384", P256_PUBLIC, "no ES384 key"),
-        ("EdDSA", P256_PUBLIC, "no EdDSA key"),
-        ("EdDSA", RSA_PUBLIC, "no EdDSA key"),
-        ("RS256", RSA_PRIVATE.decode(), "not a public key"),
-        ("RS256", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "not a public"),
-        ("RS256", "x", "not a public key"),
-        ("RS256", pem(rsa.generate_private_key(65_537, 1_024))[0], "2048 bits"),
-        ("RS256", pem(dsa.generate_private_key(1_024))[0], "no RS256 key"),
-        ("ES256", pem(ec.generate_private_key(ec.SECP256K1()))[0], "no ES256 key"),
-    ],
-)
-def test_a_key_of_another_kind_is_refused_at_start(
-    algorithm: Algorithm, public: str, rule: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Authenticator(Auth(keys=(Key(algorithm=algorithm, public_key=public),)))
-    assert caught.value.key == "auth.keys.public_key"
-    assert rule in caught.value.rule
-    assert "BEGIN" not in str(caught.value)
-
-
-def test_a_secret_that_is_a_key_of_another_kind_is_refused_at_start() -> None:
-    jwk = json.dumps({"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"})
-    with pytest.raises(ConfigError, match="no shared secret") as caught:
-        Authenticator(Auth(keys=(Key(algorithm="HS256", secret=jwk),)))
-    assert caught.value.key == "auth.keys.secret"
-    assert "c2Vj" not in str(caught.value)
-
-
-def test_ed448_is_eddsa_too() -> None:
-    public, private = pem(ed448.Ed448PrivateKey.generate())
-    auth = Auth(keys=(Key(algorithm="EdDSA", public_key=public),))
-    assert identify(issue(auth, "ann", private_key=private), auth).user == "ann"
-
-
-def test_keys_come_from_files(tmp_path: Path) -> None:
-    (tmp_path / "pub").write_text(RSA_PUBLIC)
-    auth = Auth(keys=(Key(algorithm="RS256", public_key_file=str(tmp_path / "pub")),))
-    assert identify(sign(claims(), RSA_PRIVATE, "RS256"), auth).user == "ann"
-
-
-# Issued
-
-
-def test_an_issued_token_says_what_was_asked_for() -> None:
-    auth = Auth(keys=BOTH.keys, issuer="us", audience="im")
-    token = issue(auth, "ann", publish=["a:*"], subscribe=["b:c"], ttl_s=30, device="d")
-    identity = identify(token, auth)
-    assert (identity.user, identity.device) == ("ann", "d")
-    assert (identity.rights.publish, identity.rights.subscribe) == (("a:*",), ("b:c",))
-    assert 28 < identity.expires_s - time.time() <= 30
-    assert identify(issue(auth, "ann", kid="rs", private_key=RSA_PRIVATE), auth).user == "ann"
-
-
-def test_nothing_is_issued_that_a_server_refuses() -> None:
-    for user in ("", "a b", "$server"):
-        with pytest.raises(ValueError, match="name in the token"):
-            issue(HS, user)
-    with pytest.raises(ValueError, match=r"only at the end"):
-        issue(HS, "ann", publish=["a*b"])
-    with pytest.raises(ValueError, match="1 to 86400 seconds"):
-        issue(HS, "ann", ttl_s=86_401)
-    with pytest.raises(ValueError, match="not valid"):
-        issue(HS, "ann", publish=["room:" + "x" * 200] * 60)
-
-
-def test_signing_needs_the_right_key() -> None:
-    with pytest.raises(ConfigError, match="holds no key"):
-        issue(Auth(), "ann")
-    with pytest.raises(ConfigError, match="no key 'x'"):
-        issue(HS, "ann", kid="x")
-    with pytest.raises(ConfigError, match="private key is needed"):
-        issue(RS, "ann")
-    with pytest.raises(ValueError, match="not valid"):
-        issue(RS, "ann", private_key=pem(rsa.generate_private_key(65_537, 2_048))[1])
-    for wrong in (b"x", ED_PRIVATE, RSA_PUBLIC.encode()):
-        with pytest.raises(ValueError, match="cannot sign"):
-            issue(RS, "ann", private_key=wrong)

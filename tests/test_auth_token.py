@@ -11,10 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import Algorithm, get_default_algorithms
-
-from imserver.auth import _CLAIM_ERRORS
-from imserver.auth_token import check_claims, read_claims, read_header
-from tests.test_auth import (
+from tokens import (
     ED_PRIVATE,
     ED_PUBLIC,
     P256_PRIVATE,
@@ -25,6 +22,9 @@ from tests.test_auth import (
     forge,
     part,
 )
+
+from imserver.auth import _CLAIM_ERRORS
+from imserver.auth_token import check_claims, read_claims, read_header
 
 LEEWAY_S = 10
 NOW_S = int(time.time())

@@ -19,7 +19,7 @@ from bench.__main__ import Planned, measure
 from bench.peers import PEERS, ROOT, STORES, Adapter, Server, Task
 from bench.peers.nats import ask
 from bench.scenario import QUICK
-from bench.scenarios import SCENARIOS
+from bench.scenarios import _WEB, SCENARIOS
 from imserver import load_process
 from imserver.load import Generator
 
@@ -148,10 +148,19 @@ def test_no_receipt_is_a_failure_where_nothing_is_kept(where: load_process.Place
     assert (traffic.received, traffic.lost) == (0, 1)
 
 
-@pytest.mark.parametrize("task", ["web", "web-fanout"])
-def test_imserver_is_heard_over_websocket(task: Task, where: load_process.Placement) -> None:
+WEB: list[tuple[str, Task]] = [
+    ("floor", "web"),
+    *((name, task) for name in _WEB for task in ("web", "web-fanout")),  # type: ignore[misc]
+]
+
+
+@pytest.mark.parametrize(("name", "task"), WEB)
+def test_rows_over_websocket_lose_nothing(
+    name: str, task: Task, where: load_process.Placement
+) -> None:
+    need(name)
     with (
-        PEERS["imserver"].start(task, "jwt", where) as server,
+        PEERS[name].start(task, "jwt", where) as server,
         Generator(server.adapter.wire, 20) as load,
     ):
         to_oneself(load, server.adapter, 20, BODY)

@@ -228,6 +228,29 @@ async def test_decisions_that_were_lost_are_said_again_as_the_messages_come(fake
     await client.close()
 
 
+async def test_what_came_again_and_was_acknowledged_is_settled_although_its_nack_was_lost(
+    fake: FakeServer,
+):
+    lost = asyncio.Event()
+    client, conversation = await connected(fake, on_disconnect=lambda _: lost.set())
+    subscription = await followed(client, conversation)
+    conversation.deliver_kept("room:1", 1, 2, 3)
+    await read(subscription, 3)
+    subscription.ack(1)
+    subscription.nack(2)
+    subscription.nack(3)
+    conversation.redeliver("room:1", 3)  # the server has not heard the NACK, and never will
+    await read(subscription, 1)
+    await conversation.leave()
+    await lost.wait()
+    subscription.ack(3)
+    conversation = await fake.next_welcomed()
+    await conversation.grant(durable=True, epoch="e1", cursor=1, head=3)
+    conversation.deliver_kept("room:1", 3)  # 2 is set aside
+    assert await conversation.expect(FrameType.ACK) == (0, Position(3, "room:1"))
+    await client.close()
+
+
 async def test_redelivered_after_a_reconnect_is_handed_out(fake: FakeServer):
     client, conversation = await connected(fake)
     subscription = await followed(client, conversation)

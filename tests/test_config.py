@@ -20,6 +20,7 @@ from imserver.config import (
     Namespace,
     Reconnect,
     Section,
+    Websocket,
     check_serve,
     default_connections,
     default_node,
@@ -349,6 +350,7 @@ def test_what_is_shown_reads_back(tmp_path: Path) -> None:
         node="n1",
         threads=2,
         reconnect=Reconnect(factor=1.5),
+        websocket=Websocket(origins=("https://a.example", "http://[::1]:80")),
         auth=Auth(issuer='odd "\\\x7f\n\x00é😀'),
         namespaces=(Namespace(prefix="room", publish="anyone"),),
     )

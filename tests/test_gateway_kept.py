@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from imserver import timeline_memory
 from imserver.bodies import Result
 from imserver.config import Config, Limits
 from imserver.errors import ErrorCode, ImError
@@ -343,10 +344,37 @@ async def test_where_nobody_is_a_member_those_who_are_subscribed_are_told(bench:
     assert await bench.ask("members", topic="room:a") == ["ann"]
 
 
+async def test_a_member_leaves_alone_and_needs_no_right_for_it(bench: Bench) -> None:
+    await bench.members.join("group:a", ["ann", "bob"])
+    bench.routing.deny("ann", "group:*")
+    assert await bench.ask("leave", topic="group:a") == {"left": True}
+    assert [member.user for member in await bench.store.members("group:a")] == ["bob"]
+    assert await bench.ask("leave", topic="group:a") == {"left": False}
+    assert await bench.ask("leave", topic="dm:ann:bob") == {"left": False}
+    assert await bench.refused("leave", topic="dm:bob:eve") == 403
+    assert await bench.refused("leave", topic="user:ann") == 403
+    assert await bench.refused("leave", topic="$system") == 403
+    assert await bench.refused("leave", topic="") == 422
+    assert await bench.refused("leave") == 422
+
+
+async def test_who_leaves_makes_room_for_another_membership(
+    memory: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline_memory, "MEMBERSHIPS_MAX", 2)
+    for topic in ("dm:ann:bob", "dm:ann:eve"):
+        await memory.members.before_publish(topic)
+    with pytest.raises(ImError, match="442"):
+        await memory.members.before_publish("dm:ann:joe")
+    await memory.ask("leave", topic="dm:ann:bob")
+    await memory.members.before_publish("dm:ann:joe")
+    assert await memory.members.topics_of("ann") == ["user:ann", "dm:ann:eve", "dm:ann:joe"]
+
+
 # Without a store
 
 
-@pytest.mark.parametrize("method", ["history", "read", "unread"])
+@pytest.mark.parametrize("method", ["history", "read", "unread", "leave"])
 def test_a_server_that_keeps_nothing_says_so(method: str) -> None:
     calls = Calls(MemorySessions(), Routing(), lambda session, token: None)
     session = Session(1, "ann", Terms("phone", ROOMS, JSON))

@@ -152,6 +152,11 @@ def test_a_file_is_small_and_says_what_it_is_for(path: Path) -> None:
     assert text.startswith(('"""', "/*", "# What")), f"{path.name} opens without saying why"
 
 
+def test_a_file_of_tests_is_small_too() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 500, f"{path.name} is to be split by noun"
+
+
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.stem)
 def test_a_function_fits_on_a_screen(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):

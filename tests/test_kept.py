@@ -1,23 +1,21 @@
 """Messages that are kept, end to end: a real server, its store on a disk, bare sockets.
 
-What survives the death of the process is in test_torture; the policy of redelivery in
-test_redelivery; the store alone in test_timeline.
+What survives the death of the process is in test_torture, faults of the disk in
+test_kept_faults, members in test_kept_members; the policy of redelivery in test_redelivery; the
+store alone in test_timeline.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import apsw
 import pytest
-from harness import JSON, Peer, RunningServer, dev_config
+from harness import JSON
+from kept import ROOM, Start, keep, reader, seqs
 
 from imserver import Server
 from imserver.config import Delivery, Limits, Namespace
 from imserver.errors import CloseCode, ErrorCode, ImError
 from imserver.hooks import Publication
-from imserver.model import Message
 from imserver.protocol import (
     DURABLE,
     HISTORY,
@@ -25,118 +23,10 @@ from imserver.protocol import (
     REDELIVERED,
     RETRY,
     FrameType,
-    Position,
-    Receipt,
     Subscribe,
-    Subscribed,
     Unsubscribe,
-    Unsubscribed,
-    decode_body,
-    decode_message,
-    decode_receipt,
-    encode_bare,
     encode_frame,
-    encode_message,
-    encode_position,
 )
-
-ROOM = "room:lobby"
-Start = Callable[..., RunningServer]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Start]:
-    """serve(prepare=None, **config): a server with a store, in the same directory every time."""
-    started: list[RunningServer] = []
-
-    def start(prepare: Callable[[Server], None] | None = None, **sections: Any) -> RunningServer:
-        for running in started:
-            running.stop()
-        started[:] = [RunningServer(dev_config(data_dir=str(tmp_path), **sections), prepare)]
-        return started[0]
-
-    yield start
-    for running in started:
-        running.stop()
-
-
-class Reader:
-    """What a peer reads, sorted: messages in one list, everything else as it is asked for."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.messages: list[Message] = []
-        self.others: list[tuple[int, bytes]] = []
-
-    def read(self) -> None:
-        frame = self.peer.receive()
-        assert frame is not None, "the connection ended"
-        type, flags, request, body = frame
-        if type == FrameType.MESSAGE:
-            whole = (len(body) + 4).to_bytes(4) + bytes((type, flags)) + request.to_bytes(2) + body
-            self.messages.append(decode_message(whole))
-        elif type == FrameType.PING:
-            self.peer.send(encode_bare(FrameType.PONG, request))
-        elif type != FrameType.SUBSCRIBED or request:
-            self.others.append((type, body))
-
-    def expect(self, type: FrameType) -> Any:
-        while not any(kind == type for kind, _ in self.others):
-            self.read()
-        at = next(i for i, (kind, _) in enumerate(self.others) if kind == type)
-        _, body = self.others.pop(at)
-        return decode_receipt(body) if type == FrameType.RECEIPT else decode_body(type, JSON, body)
-
-    def take(self, count: int) -> list[Message]:
-        while len(self.messages) < count:
-            self.read()
-        taken, self.messages = self.messages[:count], self.messages[count:]
-        return taken
-
-    def subscribe(self, topic: str = ROOM, **fields: Any) -> Subscribed:
-        body = Subscribe(topic, **fields)
-        self.peer.send(encode_frame(FrameType.SUBSCRIBE, body, JSON, 2))
-        answer = self.expect(FrameType.SUBSCRIBED)
-        assert isinstance(answer, Subscribed)
-        return answer
-
-    def ack(self, seq: int, topic: str = ROOM, type: FrameType = FrameType.ACK) -> None:
-        self.peer.send(encode_position(type, Position(seq, topic)))
-
-    def is_still(self) -> bool:
-        """Nothing but what was taken has come, by the time that a PING is answered."""
-        self.peer.send(encode_bare(FrameType.PING, 77))
-        self.expect_pong()
-        return not self.messages
-
-    def expect_pong(self) -> None:
-        while not any(kind == FrameType.PONG for kind, _ in self.others):
-            self.read()
-        self.others = [other for other in self.others if other[0] != FrameType.PONG]
-
-
-def reader(server: RunningServer, name: str, device: str = "test") -> Reader:
-    return Reader(server.user(name, device))
-
-
-def keep(
-    author: Reader, sender: str, count: int = 1, first_id: int = 1, topic: str = ROOM, **fields: Any
-) -> list[Receipt]:
-    """Publish so many with DURABLE, and wait for their receipts."""
-    flags = DURABLE | fields.pop("flags", 0)
-    body = fields.pop("body", b"x")
-    author.peer.send(
-        *(
-            encode_message(topic, sender, body, id=first_id + i, flags=flags, **fields)
-            for i in range(count)
-        )
-    )
-    return [author.expect(FrameType.RECEIPT) for _ in range(count)]
-
-
-def seqs(messages: list[Message]) -> list[int]:
-    return [message.seq for message in messages]
-
 
 # Publishing
 
@@ -434,157 +324,6 @@ def test_an_old_epoch_starts_anew(serve: Start) -> None:
     assert (told.cursor, told.epoch) == (0, epoch)
 
 
-# Members
-
-
-def test_a_member_reads_and_writes_from_now_on(serve: Start) -> None:
-    server = serve()
-    ann, bob = reader(server, "ann"), reader(server, "bob")
-    ann.peer.publish("group:1", "ann", id=1, flags=DURABLE)
-    assert ann.expect(FrameType.ERROR).code == ErrorCode.FORBIDDEN
-    server.run(lambda: server.server.join("group:1", ["ann", "bob", "eve"]))
-    assert keep(ann, "ann", first_id=2, topic="group:1")[0].seq == 1
-    assert seqs(bob.take(1)) == [1]
-    eve = reader(server, "eve")
-    assert keep(eve, "eve", topic="group:1")[0].seq == 2, "judged when it is known who is a member"
-    server.run(lambda: server.server.leave("group:1", ["bob"]))
-    left = bob.expect(FrameType.UNSUBSCRIBED)
-    assert left == Unsubscribed("group:1", ErrorCode.FORBIDDEN)
-    keep(ann, "ann", first_id=3, topic="group:1")
-    assert seqs(bob.messages) in ([], [2])
-    bob.peer.publish("group:1", "bob", id=1)
-    assert bob.expect(FrameType.ERROR).code == ErrorCode.FORBIDDEN
-
-
-def test_a_first_message_finds_the_other_of_the_two(serve: Start) -> None:
-    server = serve()
-    ann, bob = reader(server, "ann"), reader(server, "bob")
-    keep(ann, "ann", topic="dm:ann:bob", body=b"hi")
-    assert [one.body for one in bob.take(1)] == [b"hi"]
-    server = serve()
-    bob = reader(server, "bob")
-    assert [one.body for one in bob.take(1)] == [b"hi"], "it was not acknowledged"
-
-
-# Faults
-
-
-def test_a_disk_that_fails_ends_receipts_and_nothing_else(serve: Start, threads: int) -> None:
-    server = serve(threads=threads)
-    ann, bob = reader(server, "ann"), reader(server, "bob")
-    bob.peer.subscribe(ROOM)
-    keep(ann, "ann", 3)
-    store = server.server._store
-    assert store is not None
-    assert not server.server.failure
-
-    def fail() -> None:
-        raise apsw.FullError("database or disk is full")
-
-    store._writer._flush = fail  # type: ignore[method-assign]
-    for number in range(10, 13):
-        ann.peer.publish(ROOM, "ann", id=number, flags=DURABLE)
-        error = ann.expect(FrameType.ERROR)
-        assert (error.code, error.id, error.topic) == (ErrorCode.NOT_DURABLE, number, ROOM)
-    assert "disk is full" in server.server.failure
-    ann.peer.publish(ROOM, "ann", b"live")
-    assert sorted(one.seq for one in bob.take(4)) == [0, 1, 2, 3]
-    with pytest.raises(ImError, match="507"):
-        server.run(lambda: server.server.publish(ROOM, "x", durable=True))
-    server = serve(threads=threads)
-    bob = reader(server, "bob")
-    bob.subscribe(after=0)
-    assert seqs(bob.take(3)) == [1, 2, 3]
-    assert bob.is_still()
-
-
-def test_a_flipped_bit_is_told_to_the_reader_and_its_neighbours_come(
-    serve: Start, tmp_path: Path
-) -> None:
-    server = serve()
-    ann, bob = reader(server, "ann"), reader(server, "bob")
-    bob.subscribe(durable=True)
-    for number in range(1, 6):  # a commit each, with pages of its own
-        keep(ann, "ann", first_id=number, body=b"body %d " % number * 2_000)
-    bob.take(5)
-    server.stop()
-    (path,) = tmp_path.glob("*.db")
-    data = bytearray(path.read_bytes())
-    data[data.index(b"body 3 " * 100)] ^= 4
-    path.write_bytes(data)
-    server = serve()
-    for fields in ({"after": 0}, {"durable": True}):
-        bob = reader(server, "bob")
-        bob.subscribe(**fields)
-        error = bob.expect(FrameType.ERROR)
-        assert (error.code, error.topic) == (ErrorCode.LOST, ROOM)
-        assert seqs(bob.take(4)) == [1, 2, 4, 5]
-        bob.peer.close()
-    ann, bob = reader(server, "ann"), reader(server, "bob")
-    assert keep(ann, "ann", first_id=9)[0].seq == 6, "and it goes on"
-    bob.subscribe(after=5)
-    assert seqs(bob.take(1)) == [6]
-
-
-def test_a_slow_disk_holds_up_nothing_but_receipts(serve: Start, threads: int) -> None:
-    server = serve(threads=threads)
-    ann, bob = reader(server, "ann"), reader(server, "bob")
-    bob.peer.subscribe(ROOM)
-    keep(ann, "ann")
-    bob.take(1)
-    store = server.server._store
-    assert store is not None
-    flush, slow = store._writer._flush, [True]
-
-    def wait() -> None:
-        while slow[0]:
-            time.sleep(0.01)
-        flush()
-
-    store._writer._flush = wait  # type: ignore[method-assign]
-    ann.peer.publish(ROOM, "ann", b"kept", id=2, flags=DURABLE)
-    ann.peer.publish(ROOM, "ann", b"live", id=3)
-    assert [one.body for one in bob.take(1)] == [b"live"]
-    ann.peer.ping()
-    slow[0] = False
-    assert ann.expect(FrameType.RECEIPT).seq == 2
-    assert [one.body for one in bob.take(1)] == [b"kept"]
-
-
-def test_a_full_journal_holds_publishers_and_loses_nothing(serve: Start) -> None:
-    server = serve(limits=Limits(pool_bytes=16_777_216))
-    ann = reader(server, "ann")
-    keep(ann, "ann")
-    store = server.server._store
-    assert store is not None
-    flush, slow = store._writer._flush, [True]
-
-    def wait() -> None:
-        while slow[0]:
-            time.sleep(0.01)
-        flush()
-
-    store._writer._flush = wait  # type: ignore[method-assign]
-    frames = [
-        encode_message(ROOM, "ann", b"x" * 60_000, id=number, flags=DURABLE)
-        for number in range(2, 402)  # 24 MB: more than half of the pool
-    ]
-    sent = 0
-    ann.peer.socket.settimeout(1)
-    data = b"".join(frames)
-    try:
-        while sent < len(data):
-            sent += ann.peer.socket.send(data[sent : sent + 262_144])
-    except TimeoutError:
-        pass
-    assert sent < len(data), "it is not read any more"
-    assert server.stats()["store_waits"]
-    slow[0] = False
-    ann.peer.socket.settimeout(20)
-    ann.peer.send(data[sent:])
-    assert [ann.expect(FrameType.RECEIPT).seq for _ in frames] == list(range(2, 402))
-
-
 # Subscriptions that end and begin again
 
 
@@ -620,33 +359,6 @@ def test_who_gathers_nearly_a_window_before_an_ack_is_not_stopped(serve: Start) 
                 bob.ack(got[-1])
     assert got == list(range(1, 85))
     assert not server.stats()["redelivered"]
-
-
-def test_a_dm_that_the_program_begins_has_its_members(serve: Start) -> None:
-    server = serve()
-    bob = reader(server, "bob")
-    server.run(lambda: server.server.publish("dm:ann:bob", "hello", durable=True))
-    assert [one.value() for one in bob.take(1)] == ["hello"]
-    with pytest.raises(ImError, match="422"):
-        server.run(lambda: server.server.publish("dm:bob:ann", "hello", durable=True))
-    with pytest.raises(TypeError):
-        server.run(lambda: server.server.join("group:1", "ann"))
-
-
-def test_who_joins_again_hears_nothing_of_the_time_between(serve: Start) -> None:
-    server = serve()
-    ann, bob = reader(server, "ann"), reader(server, "bob")
-    server.run(lambda: server.server.join("group:1", ["ann", "bob"]))
-    keep(ann, "ann", topic="group:1")
-    assert seqs(bob.take(1)) == [1]
-    bob.ack(1, "group:1")
-    bob.peer.ping()
-    server.run(lambda: server.server.leave("group:1", ["bob"]))
-    bob.expect(FrameType.UNSUBSCRIBED)
-    keep(ann, "ann", first_id=2, topic="group:1")
-    server.run(lambda: server.server.join("group:1", ["bob"]))
-    keep(bob, "bob", first_id=1, topic="group:1")
-    assert seqs(bob.take(1)) == [3]
 
 
 def test_dev_opens_rooms_and_leaves_the_rest_of_their_policy(serve: Start) -> None:

@@ -9,7 +9,9 @@ import pytest
 from harness import RunningServer
 from web import Web, frame, request
 
-from imserver import Server
+from imserver import Config, Server
+from imserver.config import Websocket
+from imserver.gateway_upgrades import Origins
 from imserver.protocol import CODEC_JSON, FrameType, Hello, encode_frame
 
 Start = Callable[..., RunningServer]
@@ -54,6 +56,8 @@ ALLOWED = {
     "another listed origin": {"origin": "http://other.example:8080"},
     "our own page": {"origin": "http://127.0.0.1:7999"},
     "our own page by its name": {"origin": "http://localhost:7999"},
+    "with dev a page of this machine": {"origin": "http://localhost:3000"},
+    "with dev one by its address": {"origin": "https://[::1]:3000"},
     "words in other letters": {"upgrade": "WebSocket", "connection": "keep-alive, UPGRADE"},
     "several subprotocols": {"sec_websocket_protocol": "chat, im.v1 ,im.token.abc"},
     "an empty body": {"content_length": "0"},
@@ -79,8 +83,10 @@ FOREIGN = [
     "https://app.example/",
     "https://app.example@evil.example",
     "https://sub.app.example",
-    "http://127.0.0.1:80",
-    "http://127.0.0.1:7400",
+    "http://127.0.0.1.evil.example",
+    "http://localhost@evil.example",
+    "http://localhost:80@evil.example",
+    "http://localhost/evil",
     "http://localhost.evil.example:7999",
     "file://",
     "*",
@@ -97,6 +103,16 @@ def test_a_page_of_somebody_else_gets_no_socket(web: Callable[..., Web], origin:
     answer = web(asked)
     assert answer.status == 403
     assert "Upgrade" not in answer.head
+
+
+def test_without_dev_a_page_of_this_machine_is_one_of_somebody_else() -> None:
+    own = Origins(
+        Config(http="127.0.0.1:7999", websocket=Websocket(origins=("https://a.example",)))
+    )
+    for origin in ("https://a.example", "http://127.0.0.1:7999", "http://localhost:7999"):
+        assert own.may_come(origin)
+    for origin in ("http://localhost:3000", "http://127.0.0.1", "http://127.0.0.1:7400", "null"):
+        assert not own.may_come(origin)
 
 
 REFUSED: dict[str, tuple[int, bytes]] = {

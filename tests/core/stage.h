@@ -16,7 +16,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "storm.h"
+#include "storm_web.h"
 
 #define CLIENTS 16
 
@@ -28,7 +28,7 @@ struct told {
     uint16_t kind, a;
     uint32_t b;
     uint64_t conn;
-    uint8_t bytes[256];
+    uint8_t bytes[256]; /* the first of them */
     uint32_t len;
 };
 
@@ -37,6 +37,8 @@ struct stage {
     uint64_t conns[CLIENTS]; /* in the order in which they said HELLO */
     uint32_t conn_count;
     uint32_t verdict;       /* on whoever wants to publish */
+    uint16_t transport;     /* what requests become; 0: nobody answers them */
+    bool echoes;            /* plain messages */
     struct told told[1024]; /* the oldest first */
     uint32_t told_count;
     struct sockaddr_in address;
@@ -114,13 +116,32 @@ static void note(struct stage *stage, const struct im_record *event)
     struct told *told = &stage->told[stage->told_count++];
 
     CHECK(stage->told_count < sizeof stage->told / sizeof *told);
-    CHECK(event->len <= sizeof told->bytes);
     *told = (struct told){.kind = event->kind,
                           .a = event->a,
                           .b = event->b,
                           .conn = event->conn,
                           .len = event->len};
-    memcpy(told->bytes, im_record_bytes(event), event->len);
+    memcpy(told->bytes, im_record_bytes(event),
+           event->len < sizeof told->bytes ? event->len : sizeof told->bytes);
+}
+
+static void accept_upgrade(struct stage *stage, uint64_t conn)
+{
+    struct im_record record = {
+        .kind = IM_COMMAND_UPGRADE, .a = stage->transport, .conn = conn};
+    struct im_span response = {(const uint8_t *)WEB_RESPONSE,
+                               sizeof WEB_RESPONSE - 1};
+
+    tell(stage, im_conn_thread(conn), record, &response, 1);
+}
+
+static void say(struct stage *stage, uint64_t conn, uint8_t opcode,
+                uint16_t ends, struct im_span message)
+{
+    struct im_record record = {
+        .kind = IM_COMMAND_WEB, .a = ends, .b = opcode, .conn = conn};
+
+    tell(stage, im_conn_thread(conn), record, &message, 1);
 }
 
 static void on_event(struct stage *stage, const struct im_record *event)
@@ -154,6 +175,16 @@ static void on_event(struct stage *stage, const struct im_record *event)
         tell(stage, im_conn_thread(event->conn), record, &all, 1);
         break;
     case FILLER_EVENT:
+        break;
+    case IM_EVENT_UPGRADE:
+        note(stage, event);
+        if (stage->transport)
+            accept_upgrade(stage, event->conn);
+        break;
+    case IM_EVENT_WEB:
+        note(stage, event);
+        if (stage->echoes)
+            say(stage, event->conn, (uint8_t)event->a, IM_ENDS_CALL, all);
         break;
     case IM_EVENT_CLOSED:
         stage->closed++;

@@ -5,8 +5,9 @@
  *     storm THREADS [SEED]
  *
  * The main thread is the control plane and answers events as Python would,
- * another one plays all clients (storm_clients.c). With THREADS 0 the main
- * thread takes the turns of the core as well. Exits with 0 when everybody
+ * others play the clients (storm_clients.c) and those with messages of their
+ * own (storm_plain.c). With THREADS 0 the main thread takes the turns of the
+ * core as well. Exits with 0 when everybody
  * received what it should and the core has given everything back.
  */
 #define _GNU_SOURCE
@@ -18,7 +19,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "storm.h"
+#include "storm_web.h"
+#include "transport.h"
 
 #define SECONDS 60 /* a storm that takes longer has come to a halt */
 
@@ -28,9 +30,14 @@
  * to everybody. */
 #define BROADCAST_AT 50
 
+/* Requests for WebSocket, vandals' included. */
+#define UPGRADES_MAX 64
+
 struct control {
     struct im_core *core;
-    uint32_t hellos;
+    uint64_t upgraded[UPGRADES_MAX];
+    uint32_t upgrades;
+    uint32_t known; /* by a HELLO or a request */
     uint32_t closed;
     uint32_t slow;
     uint32_t hooked;
@@ -68,6 +75,33 @@ static struct im_span frame_in(uint8_t *room, uint8_t type, uint32_t request)
     return (struct im_span){room, len};
 }
 
+static bool has_upgraded(const struct control *control, uint64_t conn)
+{
+    for (uint32_t i = 0; i < control->upgrades; i++)
+        if (control->upgraded[i] == conn)
+            return true;
+    return false;
+}
+
+static void on_upgrade(struct control *control, const struct im_record *event,
+                       struct im_span body)
+{
+    struct im_span head = {body.at + 1 + body.at[0], body.len - 1 - body.at[0]};
+    struct im_span response = {(const uint8_t *)WEB_RESPONSE,
+                               sizeof WEB_RESPONSE - 1};
+
+    CHECK(control->upgrades < UPGRADES_MAX);
+    control->upgraded[control->upgrades++] = event->conn;
+    control->known++;
+    if (head.len < 9 || (head.at[5] != 'w' && head.at[5] != 'e'))
+        answer(control, event, IM_COMMAND_CLOSE, IM_CLOSE_BAD_PROTOCOL, 0, NULL,
+               0);
+    else
+        answer(control, event, IM_COMMAND_UPGRADE,
+               head.at[5] == 'w' ? IM_TRANSPORT_WEB : IM_TRANSPORT_PLAIN, 0,
+               &response, 1);
+}
+
 static void on_hello(struct control *control, const struct im_record *event,
                      struct im_span body)
 {
@@ -76,7 +110,7 @@ static void on_hello(struct control *control, const struct im_record *event,
     struct im_span parts[] = {{body.at + peer_len, body.len - peer_len},
                               frame_in(room, IM_WELCOME, event->b)};
 
-    control->hellos++;
+    control->known += !has_upgraded(control, event->conn);
     answer(control, event, IM_COMMAND_WELCOME, (uint16_t)parts[0].len, 0, parts,
            2);
 }
@@ -149,10 +183,12 @@ static void on_event(struct control *control, const struct im_record *event)
         CHECK(event->a == IM_ERROR_FORBIDDEN);
         answer(control, event, IM_COMMAND_SEND, IM_ENDS_PAUSE, 0, &error, 1);
         break;
-    case IM_EVENT_UPGRADE: /* a vandal that speaks HTTP */
-        control->hellos++;
-        answer(control, event, IM_COMMAND_CLOSE, IM_CLOSE_BAD_PROTOCOL, 0, NULL,
-               0);
+    case IM_EVENT_UPGRADE:
+        on_upgrade(control, event, bytes);
+        break;
+    case IM_EVENT_WEB:
+        answer(control, event, IM_COMMAND_WEB, IM_ENDS_CALL, event->a, &bytes,
+               1);
         break;
     case IM_EVENT_CLOSED:
         control->closed++;
@@ -277,7 +313,7 @@ int main(int count, char **arguments)
     uint32_t threads = count > 1 ? (uint32_t)atoi(arguments[1]) : 2;
     struct storm storm = {.seed = count > 2 ? (uint32_t)atoi(arguments[2]) : 1};
     struct control control = {0};
-    pthread_t clients;
+    pthread_t clients, plain;
 
     signal(SIGALRM, on_alarm);
     alarm(SECONDS);
@@ -288,24 +324,28 @@ int main(int count, char **arguments)
          (struct im_record){.kind = IM_COMMAND_LISTEN, .b = (uint32_t)fd}, NULL,
          0);
     CHECK(pthread_create(&clients, NULL, storm_clients, &storm) == 0);
+    CHECK(pthread_create(&plain, NULL, storm_plain, &storm) == 0);
 
-    while (!atomic_load(&storm.is_over) || control.closed < control.hellos)
+    while (atomic_load(&storm.over) < 2 || control.closed < control.known)
         take_turn(&control);
     pthread_join(clients, NULL);
+    pthread_join(plain, NULL);
     await_the_end(&control);
 
-    CHECK(control.closed == control.hellos);
+    CHECK(control.closed == control.known);
     if (control.slow != SLEEPERS)
         FAIL("%u were called slow", control.slow);
     CHECK(stat_of(control.core, "slow_readers") == SLEEPERS);
     CHECK(stat_of(control.core, "protocol_errors") == storm.vandals);
     CHECK(threads < 2 || stat_of(control.core, "relays") > 0);
     CHECK(stat_of(control.core, "pool_refusals") == 0);
-    printf("storm: %u threads, %lu messages, %lu deliveries, %lu relays, "
-           "%lu turns\n",
-           threads, stat_of(control.core, "messages_in"),
+    CHECK(threads > 1 || stat_of(control.core, "event_waits") > 0);
+    printf("storm: %u threads, %u upgrades, %lu messages, %lu deliveries, "
+           "%lu relays, %lu turns, %lu waits\n",
+           threads, control.upgrades, stat_of(control.core, "messages_in"),
            stat_of(control.core, "deliveries"), stat_of(control.core, "relays"),
-           stat_of(control.core, "turns"));
+           stat_of(control.core, "turns"),
+           stat_of(control.core, "event_waits"));
     im_core_stop(control.core);
     im_core_free(control.core);
     CHECK(open_descriptors() == descriptors);

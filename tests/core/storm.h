@@ -39,8 +39,9 @@ enum {
 struct storm {
     uint16_t port;
     uint32_t seed;
-    uint32_t vandals;     /* closed for what they sent, for the final count */
-    _Atomic bool is_over; /* the clients have seen what they wanted to see */
+    uint32_t vandals;      /* closed for what they sent, for the final count */
+    _Atomic uint32_t over; /* threads of clients that have seen what they
+                              wanted to see */
 };
 
 #define FAIL(...)                                                              \
@@ -90,3 +91,6 @@ static inline size_t write_frame(uint8_t *to, uint8_t type, uint16_t request,
 
 /* The clients, until everybody has received what it should and is gone. */
 void *storm_clients(void *storm);
+
+/* Those on plain WebSockets, until each has heard its own echo. */
+void *storm_plain(void *storm);

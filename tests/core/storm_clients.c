@@ -4,6 +4,7 @@
  * Readers and writers behave and must receive all they asked for, each message
  * once, whole, and in the order of its author. Quitters publish and vanish in
  * the middle of a frame, sleepers stop reading, vandals send what is no frame.
+ * Half of each kind come over WebSocket, and nothing else is different.
  *
  * Writers stay within a window: what a peer that reads is owed is always less
  * than its outbox may hold, so nobody has to be called slow who is not.
@@ -16,11 +17,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "storm.h"
+#include "storm_web.h"
 
 #define WINDOW_BYTES (OUTBOX_HARD_BYTES / 3)
 #define IN_BYTES (2 * FRAME_BYTES)
 #define OUT_BYTES (64 << 10)
+#define WIRE_BYTES WEB_WRAPPED(OUT_BYTES)
+#define PIECE_MAX 20000
 #define MESSAGE_MAX 16384
 
 enum manners { READER, WRITER, QUITTER, SLEEPER, VANDAL };
@@ -33,8 +36,11 @@ struct peer {
     bool is_ready;    /* logged in and subscribed */
     bool is_leaving;  /* has ended its side of the stream */
     bool is_gone;
+    bool is_web;
+    struct web web;
     uint8_t *in, *out;
-    size_t in_len, out_len;
+    uint8_t *wire; /* over WebSocket: what of `out` has its frames */
+    size_t in_len, out_len, wire_len;
     uint32_t subscribed, welcomes, results, refusals, broadcasts, code;
     uint32_t written, calls, denied; /* by itself */
     uint64_t owed[AUTHORS];          /* bytes it must still receive */
@@ -42,6 +48,7 @@ struct peer {
 };
 
 struct vandalism {
+    bool is_web;
     bool logs_in;
     bool hangs_up;
     uint16_t code; /* that it is closed with; 0: the stream just ends */
@@ -51,17 +58,32 @@ struct vandalism {
 
 #define BYTES(text) text, sizeof text - 1
 static const struct vandalism VANDALISM[] = {
-    {false, false, 0, BYTES("GET / HTTP/1.1\r\nHost: there\r\n\r\n")},
-    {false, false, 4001, BYTES("\0\0\0\4\13\0\0\0")},
-    {false, false, 4013, BYTES("\0\0\xff\0\1\100\0\1....")},
-    {false, false, 4004, BYTES("\0\0\0\3\1\100\0\1")},
-    {false, true, 0, BYTES("")},
-    {false, true, 0, BYTES("\0\0")},
-    {true, false, 4004, BYTES("\0\0\0\0\0\0\0\0\0\0\0\0\0")},
-    {true, false, 4013, BYTES("\0\1\0\0\7\100\0\0 much too large")},
-    {true, false, 4004, BYTES("\x7f\xff\xff\xff\7\100\0\0")},
-    {true, false, 4004, BYTES("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")},
-    {true, true, 0, BYTES("\0\0\0\x40\7\100\0\0 half a frame")},
+    {false, false, false, 0, BYTES("GET / HTTP/1.1\r\nHost: there\r\n\r\n")},
+    {false, false, false, 4001, BYTES("\0\0\0\4\13\0\0\0")},
+    {false, false, false, 4013, BYTES("\0\0\xff\0\1\100\0\1....")},
+    {false, false, false, 4004, BYTES("\0\0\0\3\1\100\0\1")},
+    {false, false, true, 0, BYTES("")},
+    {false, false, true, 0, BYTES("\0\0")},
+    {false, true, false, 4004, BYTES("\0\0\0\0\0\0\0\0\0\0\0\0\0")},
+    {false, true, false, 4013, BYTES("\0\1\0\0\7\100\0\0 much too large")},
+    {false, true, false, 4004, BYTES("\x7f\xff\xff\xff\7\100\0\0")},
+    {false, true, false, 4004,
+     BYTES("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")},
+    {false, true, true, 0, BYTES("\0\0\0\x40\7\100\0\0 half a frame")},
+    {false, false, true, 0, BYTES("GET /ws HTTP/1.1\r\nHost: the")},
+    {true, false, true, 0, BYTES("")},
+    {true, false, false, 1002, BYTES("\x82\5hello")},
+    {true, false, false, 4001, BYTES("\x82\x88.......*%...")},
+    {true, true, false, 1003, BYTES("\x81\x82key!ab")},
+    {true, true, false, 1002, BYTES("\x82\x80key!\x83\x80key!")},
+    {true, true, false, 1002, BYTES("\x80\x80key!")},
+    {true, true, false, 1007, BYTES("\x88\x83\0\0\0\0\3\350\xff")},
+    {true, true, false, 4004,
+     BYTES("\x82\x8d\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0")},
+    {true, true, false, 4013, BYTES("\x82\x8a\0\0\0\0\0\1\0\0\7\100\0\0\0\0")},
+    {true, true, true, 0,
+     BYTES("\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xffkey!")},
+    {true, true, true, 0, BYTES("\x89\xfdkey! a ping that never ends")},
 };
 enum { VANDALS = sizeof VANDALISM / sizeof *VANDALISM };
 
@@ -240,11 +262,17 @@ static void leave(struct peer *peer)
     peer->is_gone = true;
     free(peer->in);
     free(peer->out);
-    peer->in = peer->out = NULL;
+    free(peer->wire);
+    peer->in = peer->out = peer->wire = NULL;
+    peer->out_len = peer->wire_len = 0;
 }
 
 static void on_end(struct crowd *crowd, struct peer *peer)
 {
+    if (peer->is_web) {
+        CHECK(!peer->code || peer->code == peer->web.code);
+        peer->code = peer->web.code;
+    }
     if (peer->manners == VANDAL) {
         const struct vandalism *done = &VANDALISM[peer - crowd->peers - PEERS];
         if (peer->code != done->code)
@@ -252,12 +280,22 @@ static void on_end(struct crowd *crowd, struct peer *peer)
                  peer->code);
         CHECK(peer->in_len == 0);
     } else if (peer->is_leaving) {
-        CHECK(peer->in_len == 0 && peer->code == 0);
+        CHECK(peer->in_len == 0);
+        CHECK(peer->code == (peer->is_web ? IM_CLOSE_NORMAL : 0));
+        CHECK(peer->web.pongs == peer->web.pings);
     } else if (is_well_behaved(peer)) {
         FAIL("peer %d was closed with %u", (int)(peer - crowd->peers),
              peer->code);
     }
     leave(peer);
+}
+
+static size_t unwrap(struct peer *peer, uint8_t *bytes, size_t len)
+{
+    size_t greeting = web_greet(&peer->web, bytes, len);
+
+    memmove(bytes, bytes + greeting, len - greeting);
+    return web_unwrap(&peer->web, bytes, len - greeting);
 }
 
 static void take_bytes(struct crowd *crowd, struct peer *peer)
@@ -270,8 +308,10 @@ static void take_bytes(struct crowd *crowd, struct peer *peer)
         on_end(crowd, peer);
         return;
     }
+    if (peer->is_web)
+        got = (ssize_t)unwrap(peer, peer->in + peer->in_len, (size_t)got);
     peer->in_len += (size_t)got;
-    if (peer->in[0] == 'H') { /* HTTP, to a vandal that spoke it */
+    if (peer->in_len && peer->in[0] == 'H') { /* to a vandal that spoke HTTP */
         peer->in_len = 0;
         return;
     }
@@ -313,18 +353,41 @@ static void queue_login(struct peer *peer, const char *user)
     queue_frame(peer, IM_PING, NULL, 0);
 }
 
+/* Of what waits, a piece in its frame. */
+static void wrap_piece(struct crowd *crowd, struct peer *peer)
+{
+    size_t piece = 1 + roll(crowd, roll(crowd, 4) ? PIECE_MAX : 30);
+
+    if (piece > peer->out_len)
+        piece = peer->out_len;
+    peer->wire_len += web_wrap(&peer->web, peer->wire + peer->wire_len,
+                               IM_WS_BINARY, peer->out, piece, WEB_ANYWHERE);
+    peer->out_len -= piece;
+    memmove(peer->out, peer->out + piece, peer->out_len);
+}
+
+static size_t waiting(const struct peer *peer)
+{
+    return peer->out_len + peer->wire_len;
+}
+
 /* Sends a piece of what waits, cut wherever the dice fall. */
 static void give_bytes(struct crowd *crowd, struct peer *peer)
 {
-    size_t piece = 1 + roll(crowd, roll(crowd, 4) ? 20000 : 30);
-    if (piece > peer->out_len)
-        piece = peer->out_len;
-    ssize_t sent = send(peer->fd, peer->out, piece, MSG_NOSIGNAL);
+    size_t piece = 1 + roll(crowd, roll(crowd, 4) ? PIECE_MAX : 30);
+
+    while (peer->is_web && peer->out_len && peer->wire_len < PIECE_MAX)
+        wrap_piece(crowd, peer);
+    uint8_t *from = peer->is_web ? peer->wire : peer->out;
+    size_t *len = peer->is_web ? &peer->wire_len : &peer->out_len;
+    if (piece > *len)
+        piece = *len;
+    ssize_t sent = send(peer->fd, from, piece, MSG_NOSIGNAL);
     if (sent > 0) {
-        peer->out_len -= (size_t)sent;
-        memmove(peer->out, peer->out + sent, peer->out_len);
+        *len -= (size_t)sent;
+        memmove(from, from + sent, *len);
     } else if (errno != EAGAIN && errno != EINTR) {
-        peer->out_len = 0; /* how it ended is read, not written */
+        peer->out_len = peer->wire_len = 0; /* how it ended is read */
     }
 }
 
@@ -358,7 +421,7 @@ static void write_some(struct crowd *crowd, struct peer *peer)
     if (peer->author == AUTHORS || peer->is_gone)
         return;
     if (peer->manners == QUITTER && peer->written == most) {
-        if (peer->out_len < 40) /* in the middle of its last message */
+        if (waiting(peer) < 40) /* in the middle of its last message */
             vanish(crowd, peer);
         return;
     }
@@ -390,11 +453,18 @@ static void come(struct crowd *crowd, struct peer *peer)
 
     peer->in = malloc(IN_BYTES);
     peer->out = malloc(OUT_BYTES);
+    peer->wire = malloc(WIRE_BYTES);
     peer->fd = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(peer->in && peer->out && peer->fd >= 0);
+    CHECK(peer->in && peer->out && peer->wire && peer->fd >= 0);
     setsockopt(peer->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
     CHECK(connect(peer->fd, (struct sockaddr *)&to, sizeof to) == 0);
     fcntl(peer->fd, F_SETFL, O_NONBLOCK);
+    if (!peer->is_web)
+        return;
+    /* What follows does not wait for the response. */
+    peer->wire_len = sizeof WEB_REQUEST("/ws") - 1;
+    memcpy(peer->wire, WEB_REQUEST("/ws"), peer->wire_len);
+    peer->web = (struct web){.random = crowd->random, .ping_odds = 4};
 }
 
 static void come_all(struct crowd *crowd)
@@ -410,7 +480,8 @@ static void come_all(struct crowd *crowd)
             bool writes = manners == WRITER || manners == QUITTER;
             peer->manners = (enum manners)manners;
             peer->author = writes ? authors++ : AUTHORS;
-            peer->tags = manners == READER ? tags[i % 4] : "*";
+            peer->tags = manners == READER ? tags[i / 2 % 4] : "*";
+            peer->is_web = i % 2;
             come(crowd, peer);
             sprintf(user, writes ? "a%u" : "reader%u",
                     writes ? peer->author : i);
@@ -426,12 +497,22 @@ static void come_vandal(struct crowd *crowd)
     const struct vandalism *plan = &VANDALISM[crowd->vandals_come];
     struct peer *peer = &crowd->peers[PEERS + crowd->vandals_come++];
 
-    *peer = (struct peer){.manners = VANDAL, .author = AUTHORS, .tags = "*"};
+    *peer = (struct peer){.manners = VANDAL,
+                          .author = AUTHORS,
+                          .tags = "*",
+                          .is_web = plan->is_web};
     come(crowd, peer);
     if (plan->logs_in)
         queue_login(peer, "vandal");
-    memcpy(peer->out + peer->out_len, plan->bytes, plan->len);
-    peer->out_len += plan->len;
+    while (peer->is_web && peer->out_len)
+        wrap_piece(crowd, peer);
+    if (peer->web.is_within)
+        peer->wire_len += web_wrap(&peer->web, peer->wire + peer->wire_len,
+                                   IM_WS_BINARY, NULL, 0, WEB_LAST);
+    uint8_t *to = peer->is_web ? peer->wire : peer->out;
+    size_t *len = peer->is_web ? &peer->wire_len : &peer->out_len;
+    memcpy(to + *len, plan->bytes, plan->len);
+    *len += plan->len;
     crowd->storm->vandals += plan->code != 0;
 }
 
@@ -444,7 +525,7 @@ static void take_turn(struct crowd *crowd)
         bool sleeps = peer->manners == SLEEPER && peer->is_ready;
         bool comes = i < PEERS + crowd->vandals_come;
         fds[i].fd = peer->is_gone || sleeps || !comes ? -1 : peer->fd;
-        fds[i].events = (short)(POLLIN | (peer->out_len ? POLLOUT : 0));
+        fds[i].events = (short)(POLLIN | (waiting(peer) ? POLLOUT : 0));
         fds[i].revents = 0;
     }
     CHECK(poll(fds, PEERS + VANDALS, 20) >= 0);
@@ -454,7 +535,7 @@ static void take_turn(struct crowd *crowd)
                         VANDALISM[i - PEERS].hangs_up && fds[i].fd >= 0;
         if (fds[i].revents & POLLOUT)
             give_bytes(crowd, peer);
-        if (hangs_up && !peer->out_len)
+        if (hangs_up && !waiting(peer))
             shutdown(peer->fd, SHUT_WR);
         if (fds[i].revents & (POLLIN | POLLHUP | POLLERR))
             take_bytes(crowd, peer);
@@ -491,6 +572,14 @@ static bool all_received(const struct crowd *crowd)
     return true;
 }
 
+/* Within a message if need be, which a close may be. */
+static void say_goodbye(struct peer *peer)
+{
+    CHECK(peer->out_len == 0);
+    peer->wire_len += web_frame(peer->wire + peer->wire_len, 0x80 | IM_WS_CLOSE,
+                                "\x03\xe8", 2, 7);
+}
+
 /* Half of them end their stream and read to its other end: what a quitter left
  * behind may still arrive. */
 static void leave_all(struct crowd *crowd)
@@ -501,11 +590,13 @@ static void leave_all(struct crowd *crowd)
         struct peer *peer = &crowd->peers[i];
         if (peer->is_gone)
             continue;
-        peer->is_leaving = is_well_behaved(peer) && i % 2;
-        if (peer->is_leaving)
-            shutdown(peer->fd, SHUT_WR);
-        else
+        peer->is_leaving = is_well_behaved(peer) && i / 2 % 2;
+        if (!peer->is_leaving)
             leave(peer);
+        else if (peer->is_web)
+            say_goodbye(peer);
+        else
+            shutdown(peer->fd, SHUT_WR);
     }
     while (some_stay) {
         take_turn(crowd);
@@ -540,6 +631,6 @@ void *storm_clients(void *argument)
     }
     leave_all(crowd);
     free(crowd);
-    atomic_store(&storm->is_over, true);
+    atomic_fetch_add(&storm->over, 1);
     return NULL;
 }

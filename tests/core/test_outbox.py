@@ -35,6 +35,13 @@ class OutboxModel:
     def cut(self) -> None:
         self.messages = self.messages[:1] if self.begun else []
 
+    def keep(self, count: int) -> int:
+        """Only so many messages; how many bytes of them are owed."""
+        self.messages = self.messages[:count]
+        if not self.messages:
+            self.begun = 0
+        return len(self.owed)
+
     def clear(self) -> None:
         self.messages, self.begun = [], 0
 
@@ -96,6 +103,12 @@ class OutboxMachine(RuleBasedStateMachine):
     def cut(self) -> None:
         lib.im_outbox_cut(self.outbox, self.pool.it)
         self.model.cut()
+
+    @rule(share=st.floats(0, 1))
+    def keep(self, share: float) -> None:
+        length = self.model.keep(int(len(self.model.messages) * share))
+        lib.im_outbox_keep(self.outbox, self.pool.it, length)
+        assert self.outbox.refs == len(self.model.messages)
 
     @rule()
     def clear(self) -> None:

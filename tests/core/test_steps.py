@@ -9,7 +9,7 @@ import re
 import pytest
 from building import CHECKED, CORE, HERE, build, run
 
-FILES = ["steps", "steps_store", "steps_follow"]
+FILES = ["steps", "steps_store", "steps_follow", "steps_web", "steps_wrap"]
 STEPS = [
     (file, name)
     for file in FILES
@@ -25,7 +25,7 @@ def programs(tmp_path_factory):
 
     def program(file):
         if file not in built:
-            sources = [*CORE, HERE / f"{file}.c"]
+            sources = [*CORE, HERE / "storm_web.c", HERE / f"{file}.c"]
             built[file] = build(folder / file, CHECKED["asan"], sources)
         return built[file]
 
