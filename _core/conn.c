@@ -56,6 +56,18 @@ void im_conn_enter(struct im_loop *loop, struct im_conn *conn,
         [IM_STATE_DRAINING] = &loop->stats.to_draining,
         [IM_STATE_CLOSING] = &loop->stats.to_closing,
     };
+    _Atomic uint64_t *const here[] = {
+        [IM_STATE_CLOSED] = NULL,
+        [IM_STATE_HANDSHAKE] = &loop->stats.in_handshake,
+        [IM_STATE_AUTHENTICATING] = &loop->stats.in_authenticating,
+        [IM_STATE_ACTIVE] = &loop->stats.in_active,
+        [IM_STATE_DRAINING] = &loop->stats.in_draining,
+        [IM_STATE_CLOSING] = &loop->stats.in_closing,
+    };
+    if (here[conn->state])
+        im_stat_add(here[conn->state], UINT64_MAX); /* one less */
+    if (here[state])
+        im_stat_add(here[state], 1);
     conn->state = (uint8_t)state;
     im_stat_add(counts[state], 1);
 }

@@ -53,6 +53,11 @@
 /* Gauges go up and down. */
 #define IM_GAUGES(X)                                                           \
     X(connections)                                                             \
+    X(in_handshake) /* connections in each state */                            \
+    X(in_authenticating)                                                       \
+    X(in_active)                                                               \
+    X(in_draining)                                                             \
+    X(in_closing)                                                              \
     X(subscriptions)                                                           \
     X(rights)                                                                  \
     X(topics)                                                                  \

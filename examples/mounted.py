@@ -39,6 +39,7 @@ async def main() -> None:
     scope = {
         "type": "http", "method": "GET", "path": "/im/readyz", "raw_path": b"/im/readyz",
         "root_path": "", "query_string": b"", "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 1),
     }  # fmt: skip
     async with lifespan(app):
         await app(scope, receive, send)

@@ -42,7 +42,8 @@ def make_app(server: Served, version: str) -> ASGIApp:
     metrics = Metrics(server, version)
     routes = [*_health(server), *Pages(server, version).routes]
     routes += [route.bind(server, keys) for route in api_routes(server, version, metrics)]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
+    handlers = {HTTPException: _on_http_error, Exception: _on_failure}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, metrics.count, is_open=is_open)
 
@@ -91,3 +92,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     code = _HTTP_ERRORS.get(error.status_code, ErrorCode.BAD_FRAME)
     text = "there is nothing at this address" if code == ErrorCode.NOT_FOUND else ""
     return problem(ImError(code, text), error.headers)
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    """Of what is no route of the API; whoever serves us logs it."""
+    return problem(ImError(ErrorCode.INTERNAL))

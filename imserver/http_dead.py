@@ -78,7 +78,7 @@ class DeadRoutes:
     def routes(self) -> list[ApiRoute]:
         return [
             ApiRoute("GET", "/v1/dead", "operate", self.letters),
-            ApiRoute("GET", "/v1/dead/{id:int}", "operate", self.letter),
+            ApiRoute("GET", "/v1/dead/{id}", "operate", self.letter),
             ApiRoute("POST", "/v1/dead/redrive", "operate", self.redrive),
             ApiRoute("POST", "/v1/dead/purge", "operate", self.purge),
         ]
@@ -89,10 +89,8 @@ class DeadRoutes:
         page = await store.dead(query.topic, query.user, query.after, query.taken)
         return told({**page, "counts": await store.dead_counts()}, Letters)
 
-    async def letter(self, id: int) -> WholeLetter:
+    async def letter(self, id: LetterId) -> WholeLetter:
         """A dead letter with its message."""
-        if id > 2**63 - 1:
-            raise ImError(ErrorCode.NOT_FOUND, "there is no such dead letter")
         return told(await kept(self._server).letter(id), WholeLetter)
 
     async def redrive(self, body: ChooseDead) -> Done:

@@ -10,6 +10,7 @@ Not here: keys (http_keys), and routes that change something want JSON, which a 
 (http_route).
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final
@@ -63,6 +64,8 @@ class Guard:
             raise ImError(ErrorCode.BAD_FRAME, "more than one Host")
         if not self._is_open:
             return
+        if not _is_near(scope):
+            raise ImError(ErrorCode.FORBIDDEN, "with dev this server is for its own machine")
         host = hosts[0] if hosts else ""
         if host_name(host) not in LOOPBACK:
             rule = "this server is for this machine: ask it as localhost or 127.0.0.1"
@@ -81,6 +84,14 @@ class Guard:
             await send(message)
 
         return hardened
+
+
+def _is_near(scope: Scope) -> bool:
+    """Whether the peer is on this machine: of a program that has mounted us, anybody may be."""
+    try:
+        return ipaddress.ip_address(scope["client"][0]).is_loopback
+    except (TypeError, ValueError, KeyError):
+        return False
 
 
 def header_values(scope: Scope, name: bytes) -> list[str]:

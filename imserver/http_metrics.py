@@ -45,6 +45,8 @@ def _one(name: str, help: str, stat: str) -> Family:
     return Family(name, help, "", {stat: ""})
 
 
+STATES: Final = ("handshake", "authenticating", "active", "draining", "closing", "closed")
+
 COUNTERS: Final = (
     _one("imserver_connections_accepted", "Connections taken.", "accepted"),
     _one("imserver_connections_refused", "Connections turned away.", "accept_refused"),
@@ -52,10 +54,7 @@ COUNTERS: Final = (
         "imserver_connection_transitions",
         "Connections that entered each state.",
         "state",
-        {
-            f"to_{state}": state
-            for state in ("handshake", "authenticating", "active", "draining", "closing", "closed")
-        },
+        {f"to_{state}": state for state in STATES},
     ),
     Family(
         "imserver_heartbeats",
@@ -120,6 +119,12 @@ COUNTERS: Final = (
 
 GAUGES: Final = (
     _one("imserver_connections", "Open connections.", "connections"),
+    Family(
+        "imserver_connections_in_state",
+        "Open connections by state.",
+        "state",
+        {f"in_{state}": state for state in STATES if state != "closed"},
+    ),
     _one("imserver_sessions", "Logged-in connections.", "sessions"),
     _one("imserver_users", "Different users among them.", "users"),
     _one("imserver_subscriptions", "Subscriptions of all connections.", "subscriptions"),

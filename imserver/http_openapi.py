@@ -11,7 +11,6 @@ from imserver.http_route import JSON, ApiRoute
 
 _PLACE: Final = "#/components/schemas/{name}"
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::\w+)?\}")
-_KINDS: Final = {str: {"type": "string"}, int: {"type": "integer", "minimum": 0}}
 
 Json = dict[str, Any]
 
@@ -83,7 +82,7 @@ def _owner(route: ApiRoute) -> object:
 
 def _in_path(route: ApiRoute) -> list[Json]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": _KINDS[route.types[name]]}
+        {"name": name, "in": "path", "required": True, "schema": _schema(route.types[name])}
         for name in _PARAMETER.findall(route.path)
     ]
 

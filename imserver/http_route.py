@@ -88,7 +88,7 @@ class Endpoint:
             self._keys.check(request, route.scope)
             if self._server.unready == NOT_RUNNING:
                 raise ImError(ErrorCode.OVERLOADED, "the server is not running", 1_000)
-            given = {**request.path_params, **self._query(request)}
+            given = {**self._place(request), **self._query(request)}
             if route.method != "GET":
                 given |= await self._body(request)
             async with asyncio.timeout(ANSWER_S):
@@ -110,6 +110,15 @@ class Endpoint:
         if isinstance(result, dict):
             result = msgspec.convert(result, self._types["return"])
         return msgspec.json.encode(result)
+
+    def _place(self, request: Request) -> dict[str, Any]:
+        try:
+            return {
+                name: msgspec.convert(text, self._types[name], strict=False)
+                for name, text in request.path_params.items()
+            }
+        except msgspec.ValidationError:
+            raise ImError(ErrorCode.NOT_FOUND, "there is nothing at this address") from None
 
     def _query(self, request: Request) -> dict[str, Any]:
         kind = self._types.get("query", Query)

@@ -214,8 +214,8 @@ class Server:
         try:
             gateway.orders.unlisten()
             await self._close_all(gateway)
-            await self._close_http()
         finally:
+            await self._close_http()
             self.operations = None
             if self._control:
                 await self._control.close()

@@ -71,6 +71,37 @@ async def test_a_server_leaves_its_host_as_it_was() -> None:
     assert asyncio.all_tasks() == tasks
 
 
+async def test_http_leaves_the_host_as_it_was_too() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+    handlers = [list(logger.handlers) for logger in (logging.root, *loggers)]
+    tasks = asyncio.all_tasks()
+    async with Server(dev_config(http="127.0.0.1:0")) as server:
+        assert server.http_address
+        reader, writer = await asyncio.open_connection(*server.http_address)
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n"
+        assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+        assert [list(logger.handlers) for logger in (logging.root, *loggers)] == handlers
+    writer.close()
+    assert asyncio.all_tasks() == tasks
+
+
+def test_who_wants_no_http_loads_none() -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from imserver import Config, Server\n"
+        "async def main():\n"
+        "    async with Server(Config(listen='127.0.0.1:0', dev=True)): pass\n"
+        "asyncio.run(main())\n"
+        "print([name for name in ('starlette', 'uvicorn', 'prometheus_client') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 async def test_two_servers_live_in_one_process() -> None:
     async with Server(dev_config()) as one, Server(dev_config()) as other:
         assert one.address != other.address

@@ -258,7 +258,18 @@ def test_another_method_is_refused(site: Site, method: str, path: str, allowed: 
     assert set(answer.headers["allow"].split(", ")) == allowed
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v2/version", "/v1/version/", "/v1/dead/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1",
+        "/v1/",
+        "/v2/version",
+        "/v1/version/",
+        "/v1/dead/x",
+        "/v1/dead/" + "9" * 5_000,
+        "/v1/dead/-1",
+    ],
+)
 def test_there_is_nothing_elsewhere(site: Site, path: str) -> None:
     assert site.get(path).problem == (404, 404)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import RunningServer, dev_config
@@ -112,3 +113,24 @@ async def test_an_address_in_use_stops_the_start_and_leaves_nothing_open(tmp_pat
         assert error.value.filename == taken
     async with Server(dev_config(http=taken, data_dir=str(tmp_path))) as server:
         assert server.http_address == ("127.0.0.1", int(taken.partition(":")[2]))
+
+
+@pytest.mark.parametrize(
+    "client", [("192.0.2.1", 5), ("::ffff:192.0.2.1", 5), None, ("", 0), ["x"]]
+)
+async def test_with_dev_a_mounted_application_is_for_this_machine_only(client: Any) -> None:
+    """As an ASGI server of the program would ask it, one that listens to everybody."""
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/livez", "query_string": b"",
+             "headers": [(b"host", b"localhost")]}  # fmt: skip
+    async with Server(dev_config()) as server:
+        await server.http_app({**scope, "client": client}, receive, send)
+        await server.http_app({**scope, "client": ("127.0.0.1", 5)}, receive, send)
+    assert [message["status"] for message in said if "status" in message] == [403, 200]

@@ -81,6 +81,8 @@ def test_numbers_follow_what_happens(running: RunningServer) -> None:
     assert after["imserver_sessions"][()] == 1
     assert after["imserver_receipts_total"][()] == before["imserver_receipts_total"][()] + 1
     assert after["imserver_deliveries_total"][()] > before["imserver_deliveries_total"][()]
+    assert after["imserver_connections_in_state"][("active",)] == 1
+    assert sum(after["imserver_connections_in_state"].values()) == after["imserver_connections"][()]
     name = "imserver_connection_transitions_total"
     assert after[name][("active",)] == before[name][("active",)] + 1
     assert after["imserver_http_answers_total"][("200",)] >= 2

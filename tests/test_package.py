@@ -36,6 +36,8 @@ def test_the_sdist_becomes_a_wheel_that_works_in_a_fresh_environment(tmp_path: P
     assert any(name.startswith("imserver/_core.cpython") for name in inside)
     assert any(name.startswith("imserver/_load.") for name in inside)
     assert {"imserver/_core.pyi", "imserver/py.typed", "imserver/control.proto"} <= inside
+    static = [path for path in (ROOT / "imserver/static").rglob("*") if path.is_file()]
+    assert {path.relative_to(ROOT).as_posix() for path in static} <= inside
     assert not any(name.endswith((".pyx", ".c", ".h")) for name in inside)
 
     fresh = tmp_path / "venv"

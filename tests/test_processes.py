@@ -6,10 +6,12 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,6 +170,51 @@ def test_a_port_in_use_is_one_clear_line(run: type[Process]) -> None:
     assert second.wait() != 0
     assert "Traceback" not in second.output
     assert address.split(":")[1] in second.output
+
+
+def http_of(run: type[Process], *arguments: str) -> tuple[Process, str]:
+    """A server with HTTP, and its address, which the newcomer is told."""
+    options = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *arguments)
+    server = run("serve", "--dev", *options)
+    return server, server.expect(r"http://(127\.0\.0\.1:\d+)/chat")[1]
+
+
+def ask(address: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    request = urllib.request.Request(
+        f"http://{address}{path}", body, {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+        return response.status, response.read()
+
+
+def test_a_server_tells_where_its_pages_are_and_is_ready(run: type[Process]) -> None:
+    server, address = http_of(run)
+    server.expect(f"http://{address}/")
+    assert ask(address, "/readyz")[0] == 200
+    assert b"imserver_info" in ask(address, "/metrics")[1]
+    with socket.create_connection(tuple(address.split(":")), timeout=WAIT_S) as idle:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0, "a connection that says nothing is not waited for"
+        assert idle.recv(1) == b""
+    assert "Traceback" not in server.output
+
+
+def test_a_server_that_is_drained_over_http_ends(run: type[Process]) -> None:
+    server, address = http_of(run)
+    message = b'{"topic": "room:a", "body": 1, "durable": true}'
+    assert b'"seq":1' in ask(address, "/v1/publish", message)[1]
+    assert ask(address, "/v1/drain", b"{}")[0] == 202
+    assert server.wait() == 0
+    assert "Traceback" not in server.output
+
+
+def test_an_http_port_in_use_is_one_clear_line(run: type[Process]) -> None:
+    _, address = http_of(run)
+    second = run("serve", "--dev", "--listen", "127.0.0.1:0", "--http", address)
+    assert second.wait() == 1
+    assert f"{address} is in use" in second.output
+    assert "--http" in second.output
+    assert "Traceback" not in second.output
 
 
 def test_a_message_goes_from_publish_to_tail(run: type[Process], tmp_path: Path) -> None:
