@@ -164,7 +164,8 @@ export class Conversation {
       while (at > 0 && !(this.messages[at - 1].seq && this.messages[at - 1].seq <= entry.seq)) at--;
       if (at > 0 && this.messages[at - 1].seq === entry.seq) return false;
       // Behind live ones that came before it: they have no place, only a time.
-      while (at < this.messages.length && !this.messages[at].seq && this.messages[at].time <= entry.time) at++;
+      while (at < this.messages.length && !this.messages[at].seq && this.messages[at].time <= entry.time)
+        at++;
     }
     this.messages.splice(at, 0, entry);
     return true;

@@ -64,7 +64,8 @@ function topicOfAddress() {
 function route() {
   if (!session?.user) return;
   let topic = topicOfAddress();
-  if (!topic && !PHONE.matches) topic = session.conversations.keys().next().value ?? (server.dev ? LOBBY : "");
+  if (!topic && !PHONE.matches)
+    topic = session.conversations.keys().next().value ?? (server.dev ? LOBBY : "");
   const before = open;
   open = topic ? session.open(topic) : null;
   if (open !== before) {
@@ -98,7 +99,8 @@ function isSeen() {
 function draw() {
   if (!session) return;
   if (!session.user && session.link.state === "closed") {
-    leave(session.link.reason?.message ?? "");
+    const { message, code } = session.link.reason;
+    leave(`The server said no: ${message} (${code}).`);
     return;
   }
   byId("app").hidden = false;
@@ -143,14 +145,19 @@ function announce(conversation, message) {
 
 async function begin(found) {
   let wasUser = "";
-  session = new Session(server.url, found, () => {
-    if (session.user && !wasUser) {
-      wasUser = session.user;
-      if (server.dev && !session.conversations.size && !topicOfAddress()) show(LOBBY);
-      route();
-    }
-    render();
-  }, announce);
+  session = new Session(
+    server.url,
+    found,
+    () => {
+      if (session.user && !wasUser) {
+        wasUser = session.user;
+        if (server.dev && !session.conversations.size && !topicOfAddress()) show(LOBBY);
+        route();
+      }
+      render();
+    },
+    announce,
+  );
   render();
 }
 
@@ -167,7 +174,10 @@ async function start() {
   try {
     server = await findServer();
   } catch (error) {
-    say(byId("entrance-error"), `This page does not find its server: ${error.message}. Reload it in a moment.`);
+    say(
+      byId("entrance-error"),
+      `This page does not find its server: ${error.message}. Reload it in a moment.`,
+    );
     byId("entrance").hidden = false;
     return;
   }
@@ -206,7 +216,8 @@ byId("banner-button").addEventListener("click", () => location.reload());
 
 document.addEventListener("keydown", (event) => {
   if (!session || document.querySelector("dialog[open]")) return;
-  if (event.key === "Escape" && people.isOpen && !matchMedia("(min-width: 1100px)").matches) people.show(false);
+  if (event.key === "Escape" && people.isOpen && !matchMedia("(min-width: 1100px)").matches)
+    people.show(false);
   else if (event.key === "Escape" && PHONE.matches) show("");
   else if (event.key === "Escape") sidebar.focus();
 });

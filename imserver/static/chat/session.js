@@ -46,7 +46,9 @@ export class Session {
 
   /** Whether something of mine is not on the server yet. */
   get isSending() {
-    return [...this.conversations.values()].some(({ outgoing }) => outgoing.some((one) => one.state === "sending"));
+    return [...this.conversations.values()].some(({ outgoing }) =>
+      outgoing.some((one) => one.state === "sending"),
+    );
   }
 
   /** A server that is not there yet is waited for; one that refuses us is believed. */
@@ -116,7 +118,10 @@ export class Session {
 
   #remember() {
     const topics = [...this.conversations.values()].filter(({ kind }) => kind === "room");
-    setRooms(this.user, topics.map(({ topic }) => topic));
+    setRooms(
+      this.user,
+      topics.map(({ topic }) => topic),
+    );
   }
 
   async #join(conversation) {
@@ -173,7 +178,7 @@ export class Session {
   }
 
   #onMessage(conversation, message) {
-    if (message.sender !== this.user) this.presence.set(message.sender, true);
+    if (message.sender !== this.user) this.#saw(conversation, message.sender);
     if (message.tag === TYPING) {
       if (message.sender !== this.user) conversation.typed(message.sender);
     } else {
@@ -210,7 +215,9 @@ export class Session {
     this.#changed();
     const before = conversation.firstSeq || undefined;
     try {
-      conversation.takePage(await this.#client.call("history", { topic: conversation.topic, before, limit: PAGE }));
+      conversation.takePage(
+        await this.#client.call("history", { topic: conversation.topic, before, limit: PAGE }),
+      );
     } catch (error) {
       if (error.code === ErrorCode.NOT_DURABLE) conversation.keeps = false;
     }
@@ -261,7 +268,8 @@ export class Session {
   /** Tell the others that I type; a notice in a while is enough. */
   type(conversation) {
     const now = Date.now();
-    if (this.link.state !== "open" || !conversation.isWritable || now - this.#typedAt < TYPING_EVERY_MS) return;
+    if (this.link.state !== "open" || !conversation.isWritable || now - this.#typedAt < TYPING_EVERY_MS)
+      return;
     this.#typedAt = now;
     this.#client.publish(conversation.topic, null, { tag: TYPING, echo: false }).catch(() => {});
   }
@@ -284,6 +292,12 @@ export class Session {
       // Asked again in a moment.
     }
     this.#changed();
+  }
+
+  /** Who speaks is here; the next look around tells of the others. */
+  #saw(conversation, user) {
+    this.presence.set(user, true);
+    if (!user.startsWith("$") && !conversation.members.includes(user)) conversation.members.push(user);
   }
 
   #keepPresence(found) {
