@@ -6,7 +6,8 @@
  *
  *   V1  a message with a place is there once, whether it came by history, live, or both.
  *   V2  mine is there once: as `outgoing` until it has come back or has its receipt.
- *   V3  what is held is bounded; what was let go can be loaded again.
+ *   V3  what is held is bounded (`trim`), but while somebody reads far above the end; what was let
+ *       go can be loaded again.
  */
 
 /** More than anybody scrolls through at once; what is above is loaded when it is looked for. */

@@ -29,19 +29,12 @@ export class Session {
   #arrived;
   #unsettled = new Set(); // conversations with messages to acknowledge
   #typedAt = 0;
-  #isEnded = false;
 
   /** `changed` is called after anything has, `arrived` with what others wrote just now. */
   constructor(url, login, changed, arrived) {
     this.#changed = changed;
     this.#arrived = arrived;
     this.#start(url, login);
-  }
-
-  /** Resolves when nothing waits for the server; what has no receipt by then is lost. */
-  async close() {
-    this.#isEnded = true;
-    await this.#client?.close();
   }
 
   /** Whether something of mine is not on the server yet. */
@@ -53,7 +46,7 @@ export class Session {
 
   /** A server that is not there yet is waited for; one that refuses us is believed. */
   async #start(url, login) {
-    while (!this.#isEnded) {
+    for (;;) {
       this.#client = new Client(url, { ...login, name: "imserver-chat" });
       this.#client.addEventListener("state", ({ detail }) => this.#onState(detail));
       this.#client.addEventListener("error", ({ detail }) => this.#onError(detail));
@@ -70,11 +63,17 @@ export class Session {
   }
 
   #onState({ state, reason, delayMs }) {
-    if (this.#isEnded) return;
     this.link = { state, reason, retryAt: delayMs === null ? null : Date.now() + delayMs };
     if (state === "open" && !this.user) this.#begin();
-    else if (state === "open") for (const one of this.conversations.values()) this.#mark(one);
+    else if (state === "open") for (const one of this.conversations.values()) this.#refresh(one);
     this.#changed();
+  }
+
+  /** There is a connection again: ask for what could not be asked, and what may have changed. */
+  #refresh(conversation) {
+    if (conversation.refusal?.code === ErrorCode.TIMEOUT) this.rejoin(conversation);
+    else if (conversation.messages.length) this.#mark(conversation);
+    else this.#load(conversation);
   }
 
   #begin() {
