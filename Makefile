@@ -6,10 +6,10 @@ CORE := $(wildcard _core/*) $(wildcard bench/*.[ch]) bench/build_ffi.py
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIM_DEBUG -O1 -g
 ASAN_LIB := build/asan/lib
 
-.PHONY: run test setup build check fmt asan tsan fuzz torture autobahn peers bench micro instructions clean help
+.PHONY: run test setup build check fmt asan tsan fuzz torture autobahn autobahn-all peers bench micro instructions clean help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 run: build  ## a server on loopback for a first look: open to everybody on this machine
 	@exec $(BIN)/imserver serve --dev $(ARGS)
@@ -57,6 +57,9 @@ torture: build  ## a server killed N times under traffic (about a second each); 
 
 autobahn: build  ## the cases of the Autobahn WebSocket test suite; ARGS="-i '9.*'" for some
 	ci/autobahn $(ARGS)
+
+autobahn-all: build  ## ... with performance and compression: 517, two minutes
+	ci/autobahn -i '*'
 
 peers: setup  ## the servers that bench compares with: Debian packages and Python ones
 	ci/peers

@@ -5,6 +5,7 @@ Everything else about the package is in pyproject.toml. Debug and sanitizer
 builds come from CFLAGS and LDFLAGS, which the Makefile sets.
 """
 
+import runpy
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -18,6 +19,7 @@ EVERYTHING = sorted(
 )
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
 HIDDEN = ["-fvisibility=hidden", "-fPIC"]
+ZLIB = runpy.run_path("_core/build_zlib.py")
 
 imcore = (
     "imcore",
@@ -25,6 +27,7 @@ imcore = (
         "sources": sorted(str(path) for path in CORE.glob("*.c")),
         "obj_deps": {"": EVERYTHING},
         "cflags": STRICT + HIDDEN,
+        "macros": ZLIB["MACROS"],
     },
 )
 imload = (
@@ -39,7 +42,7 @@ binding = Extension(
     "imserver._core",
     ["_core/core.pyx"],
     include_dirs=["_core"],
-    libraries=["imcore"],
+    libraries=["imcore", *ZLIB["LIBRARIES"]],
     depends=EVERYTHING,
     extra_compile_args=[*HIDDEN, "-Wno-unused-function"],  # the C is Cython's
 )

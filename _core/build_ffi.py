@@ -5,6 +5,7 @@ this file, and the compiler checks every declaration against the headers. Paths
 are relative to the project root.
 """
 
+import runpy
 from pathlib import Path
 
 import cffi
@@ -13,6 +14,7 @@ HEADERS = (
     "base",
     "batch",
     "cursors",
+    "deflate",
     "filter",
     "frame",
     "heartbeat",
@@ -85,6 +87,7 @@ struct im_gather { struct iovec parts[...]; uint32_t count; uint32_t bytes; uint
 enum im_status im_outbox_put(struct im_outbox *, struct im_pool *, struct im_msg *,
                              enum im_purpose);
 void im_outbox_gather(const struct im_outbox *, struct im_gather *);
+void im_outbox_replace(struct im_outbox *, struct im_pool *, uint32_t len, struct im_msg *);
 void im_outbox_sent(struct im_outbox *, struct im_pool *, uint32_t len);
 void im_outbox_clear(struct im_outbox *, struct im_pool *);
 void im_outbox_cut(struct im_outbox *, struct im_pool *);
@@ -167,15 +170,26 @@ uint32_t im_heartbeat_tick_ms(const struct im_heartbeat *);
 
 void im_mask(uint8_t *to, const uint8_t *from, size_t len, uint8_t key[4]);
 
+#define IM_DEFLATE_MAX ...
+struct im_deflate;
+bool im_deflate_is_built(void);
+enum im_status im_deflate_new(uint32_t most, struct im_deflate **);
+void im_deflate_free(struct im_deflate *);
+uint32_t im_deflate_bound(uint32_t most);
+enum im_status im_deflate_expand(struct im_deflate *, struct im_span in, uint32_t most,
+                                 struct im_span *out);
+bool im_deflate_shrink(struct im_deflate *, const struct iovec *parts, uint32_t count,
+                       struct im_span *out);
+
 struct im_utf8 { ...; };
 bool im_utf8_feed(struct im_utf8 *, struct im_span piece);
 bool im_utf8_is_whole(const struct im_utf8 *);
 
 struct im_websocket { uint64_t left; uint8_t opcode; uint8_t message; bool is_inside;
-                      bool is_last; ...; };
+                      bool is_last; bool may_deflate; bool is_deflated; ...; };
 enum im_status im_websocket_head(struct im_websocket *, struct im_span *in);
 size_t im_websocket_take(struct im_websocket *, struct im_span *in, uint8_t *to);
-size_t im_websocket_write(uint8_t *to, uint8_t opcode, uint64_t len);
+size_t im_websocket_write(uint8_t *to, uint8_t first, uint64_t len);
 bool im_websocket_may_close(uint16_t code);
 
 struct im_receipt_key { uint64_t a, b; };
@@ -219,6 +233,6 @@ ffi.set_source(
     "imserver._core_ffi",
     "".join(f'#include "{header}.h"\n' for header in HEADERS),
     include_dirs=["_core"],
-    libraries=["imcore"],
+    libraries=["imcore", *runpy.run_path("_core/build_zlib.py")["LIBRARIES"]],
     depends=sorted(str(path) for path in Path("_core").iterdir()),
 )

@@ -305,10 +305,14 @@ static void on_connection(struct im_loop *loop, uint32_t slot,
         on_drain(loop, slot, rest);
         break;
     case IM_COMMAND_UPGRADE:
-        im_upgrade_accept(loop, slot, (uint8_t)record->a, rest);
+        im_upgrade_accept(loop, slot, (uint8_t)record->a, record->b, rest);
         break;
     case IM_COMMAND_WEB:
-        im_wrap_say(loop, slot, (uint8_t)record->b, rest);
+        if (record->b || rest.len)
+            im_wrap_say(loop, slot,
+                        (uint8_t)(record->b & 0x0f) |
+                            (record->b & IM_WEB_MORE ? 0 : IM_WS_FIN),
+                        rest);
         end_upcall(loop, slot, record->a);
         im_web_settle(loop, slot);
         break;

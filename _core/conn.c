@@ -203,7 +203,8 @@ void im_conn_unpause(struct im_loop *loop, uint32_t slot, enum im_pause pause)
     struct im_conn *conn = &loop->conns[slot];
 
     conn->pause &= (uint8_t)~pause;
-    if (!conn->pause && (conn->tail || conn->marks & IM_MARK_DEAF)) {
+    if (!conn->pause && (conn->tail || conn->marks & IM_MARK_DEAF ||
+                         conn->transport != IM_TRANSPORT_TCP)) {
         im_conn_retry(loop, slot);
         loop->again = true;
     }

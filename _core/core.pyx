@@ -35,6 +35,8 @@ WEB = IM_TRANSPORT_WEB
 PLAIN = IM_TRANSPORT_PLAIN
 TEXT = IM_WS_TEXT
 BINARY = IM_WS_BINARY
+CONTINUATION = IM_WS_CONTINUATION
+HAS_ZLIB = im_deflate_is_built()
 
 ENDS_NOTHING = IM_ENDS_NOTHING
 ENDS_PAUSE = IM_ENDS_PAUSE
@@ -97,6 +99,8 @@ cdef class Core:
         uint32_t rights,
         uint32_t calls,
         uint64_t pool_bytes,
+        uint32_t max_message_bytes,
+        bint deflate,
     ):
         cdef im_config config = im_config(
             threads=threads,
@@ -114,6 +118,8 @@ cdef class Core:
             rights=rights,
             calls=calls,
             pool_bytes=pool_bytes,
+            max_message_bytes=max_message_bytes,
+            deflate=deflate,
         )
         cdef im_status status = im_core_new(&config, &self._core)
         if status == IM_BAD:
@@ -202,17 +208,22 @@ cdef class Core:
         cdef im_span part = span(frame)
         self._tell(order(IM_COMMAND_SEND, conn, ends), &part, 1)
 
-    def upgrade(self, uint64_t conn, uint16_t transport, bytes response not None):
+    def upgrade(
+        self, uint64_t conn, uint16_t transport, bytes response not None, bint deflates=False
+    ):
         cdef im_span part = span(response)
         if transport not in (IM_TRANSPORT_WEB, IM_TRANSPORT_PLAIN):
             raise ValueError("a request becomes WEB or PLAIN")
-        self._tell(order(IM_COMMAND_UPGRADE, conn, transport), &part, 1)
+        self._tell(order(IM_COMMAND_UPGRADE, conn, transport, deflates), &part, 1)
 
-    def say(
-        self, uint64_t conn, uint32_t opcode, bytes message not None, uint16_t ends=IM_ENDS_NOTHING
-    ):
+    def say(self, uint64_t conn, uint32_t opcode, bytes message not None, bint is_last=True):
         cdef im_span part = span(message)
-        self._tell(order(IM_COMMAND_WEB, conn, ends, opcode), &part, 1)
+        if opcode > IM_WS_BINARY:
+            raise ValueError("a message is TEXT or BINARY, or their CONTINUATION")
+        self._tell(order(IM_COMMAND_WEB, conn, 0, opcode | (0 if is_last else IM_WEB_MORE)), &part, 1)
+
+    def taken(self, uint64_t conn):
+        self._tell(order(IM_COMMAND_WEB, conn, IM_ENDS_CALL), NULL, 0)
 
     def decide(self, uint64_t conn, bytes topic not None, uint32_t verdict, uint16_t code=0):
         cdef im_span part = span(topic)

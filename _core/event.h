@@ -41,7 +41,8 @@ enum im_event {
     /* A request for WebSocket: bytes = u8 n, n bytes of address, its head. The
      * connection is paused. IM_EVENT_CLOSED will follow. */
     IM_EVENT_UPGRADE = 13,
-    /* A whole message of a plain WebSocket: a = 1 text, 2 binary; a call. */
+    /* A message of a plain WebSocket: a = 1 text, 2 binary; b = 0 when it is a
+     * part, and more of it follows. A call. */
     IM_EVENT_WEB = 14
 };
 
@@ -81,14 +82,19 @@ enum im_command {
     IM_COMMAND_REDELIVER = 17,  /* a = ms of silence that are too long, b =
                                    number; frames */
     IM_COMMAND_ADVANCE = 18,    /* b = number; u64 seq */
-    IM_COMMAND_UPGRADE = 20,    /* a = transport; response */
-    IM_COMMAND_WEB = 21,        /* a = ends, b = opcode; message */
+    IM_COMMAND_UPGRADE = 20,    /* a = transport, b = 1 with compression;
+                                   response */
+    IM_COMMAND_WEB = 21,        /* a = ends, b = opcode and IM_WEB_MORE;
+                                   message; nothing is said by nothing */
     IM_COMMAND_ADOPT = 13,      /* b = socket; also between threads */
     /* Between threads. */
     IM_COMMAND_RELAY = 14, /* conn = address of a lent message */
     IM_COMMAND_COMMIT = 19 /* conn = address of a message, a = 0 or error code;
                               struct im_origin for the thread it belongs to */
 };
+
+/* Beside the opcode: the message goes on in the next frame. */
+#define IM_WEB_MORE 0x100u
 
 /* Where a durable subscription begins. */
 struct im_begin {

@@ -29,7 +29,8 @@ static bool can_work(const struct im_config *config)
            config->handshake_ms > 0 && config->max_missed < 255 &&
            config->subscriptions > 0 && config->subscriptions <= UINT16_MAX &&
            config->rights > 0 && config->rights <= UINT16_MAX &&
-           config->calls > 0 && config->calls < 256;
+           config->calls > 0 && config->calls < 256 &&
+           (!config->deflate || im_deflate_is_built());
 }
 
 static enum im_status init(struct im_core *core)

@@ -44,6 +44,8 @@ cdef extern from "imcore.h" nogil:
         uint32_t subscriptions
         uint32_t rights
         uint32_t calls
+        uint32_t max_message_bytes
+        uint32_t deflate
         uint64_t pool_bytes
 
     struct im_loop:
@@ -95,8 +97,10 @@ cdef extern from "imcore.h" nogil:
 
         IM_TRANSPORT_WEB
         IM_TRANSPORT_PLAIN
+        IM_WS_CONTINUATION
         IM_WS_TEXT
         IM_WS_BINARY
+        IM_WEB_MORE
 
         IM_ALLOW
         IM_HOOK
@@ -119,6 +123,7 @@ cdef extern from "imcore.h" nogil:
         uint32_t number
         uint32_t window
 
+    bint im_deflate_is_built()
     const uint8_t *im_record_bytes(const im_record *record)
     im_status im_core_new(const im_config *config, im_core **made)
     void im_core_free(im_core *core)

@@ -269,6 +269,8 @@ void im_intake_read(struct im_loop *loop, uint32_t slot)
     }
     if (conn->tail && conn->tail_want == 0)
         return; /* its backlog comes first, later in this turn */
+    if (conn->transport == IM_TRANSPORT_WEB && loop->webs[slot].rest)
+        return; /* likewise */
 
     /* A large unfinished frame is read to where it is collected. */
     if (conn->tail && conn->transport == IM_TRANSPORT_TCP &&
@@ -321,8 +323,10 @@ void im_intake_resume(struct im_loop *loop, uint32_t slot)
             take_frames(loop, slot, in);
         im_msg_drop(&loop->pool, backlog);
     }
-    if (conn->transport != IM_TRANSPORT_TCP)
+    if (conn->transport != IM_TRANSPORT_TCP) {
+        im_web_take_rest(loop, slot);
         im_web_settle(loop, slot);
+    }
     if (conn->state != IM_STATE_CLOSED && !conn->pause)
         im_conn_watch(loop, slot, conn->marks & (uint8_t)~IM_MARK_DEAF);
 }

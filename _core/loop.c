@@ -102,8 +102,10 @@ static enum im_status init_memory(struct im_loop *loop)
     memset(loop->relays, 0, threads * sizeof *loop->relays);
 
     /* A whole frame must fit into a message, and so must a backlog: what one
-     * read brought, behind a frame that was unfinished before it. */
+     * read brought, or inflates to, behind a frame that was unfinished. */
     uint32_t message_max = config->max_frame_bytes + RING_LEN;
+    if (config->deflate)
+        message_max += config->max_frame_bytes;
     uint64_t queue_len = QUEUE_LEN;
     if (queue_len < 4ull * config->max_frame_bytes)
         queue_len = 4ull * config->max_frame_bytes;
@@ -120,6 +122,9 @@ static enum im_status init_memory(struct im_loop *loop)
     for (uint32_t i = 0; i < threads; i++)
         if (i != loop->number && im_queue_init(&loop->relays[i], RELAY_LEN))
             return IM_FULL;
+    if (config->deflate &&
+        im_deflate_new(config->max_frame_bytes, &loop->deflate) != IM_OK)
+        return IM_FULL;
     im_filters_init(&loop->filters, loop->core->seed);
     im_rights_init(&loop->rights);
     im_cursors_init(&loop->cursors);
@@ -222,6 +227,7 @@ void im_loop_free(struct im_loop *loop)
     im_topics_free(&loop->topics);
     im_pool_free(&loop->pool);
     im_ring_free(&loop->ring);
+    im_deflate_free(loop->deflate);
     free(loop->owed_tokens);
     free(loop->gather.memory);
     free(loop->relays);

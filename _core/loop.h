@@ -13,6 +13,7 @@
 #pragma once
 
 #include "cursors.h"
+#include "deflate.h"
 #include "event.h"
 #include "filter.h"
 #include "frame.h"
@@ -45,7 +46,9 @@ struct im_config {
     uint32_t subscriptions; /* of a connection; so are the next two */
     uint32_t rights;
     uint32_t calls;
-    uint64_t pool_bytes; /* of a thread */
+    uint32_t max_message_bytes; /* of a plain WebSocket */
+    uint32_t deflate;           /* 1: WebSockets may be compressed */
+    uint64_t pool_bytes;        /* of a thread */
 };
 
 /* handshake -> authenticating -> active -> draining -> closing -> closed.
@@ -169,9 +172,10 @@ struct im_loop {
 
     struct im_conn *conns;
     struct im_user *users;
-    struct im_web *webs; /* memory only where somebody uses it */
-    uint32_t conn_count; /* slots */
-    uint32_t conn_used;  /* slots ever used */
+    struct im_web *webs;        /* memory only where somebody uses it */
+    struct im_deflate *deflate; /* NULL unless it is on */
+    uint32_t conn_count;        /* slots */
+    uint32_t conn_used;         /* slots ever used */
     uint32_t conn_vacant;
     struct im_list dirty;
     struct im_list resume;

@@ -69,7 +69,13 @@ enum im_status im_outbox_put(struct im_outbox *outbox, struct im_pool *pool,
     return IM_OK;
 }
 
-/* The message that is sent next. */
+/* Where the message that is sent next stands. */
+static struct im_msg **front_place(struct im_outbox *outbox)
+{
+    return outbox->last ? &block_of(outbox->first)->refs[outbox->head]
+                        : &outbox->first;
+}
+
 static struct im_msg *front(const struct im_outbox *outbox)
 {
     return outbox->last ? block_of(outbox->first)->refs[outbox->head]
@@ -192,6 +198,23 @@ void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
         im_msg_drop(pool, outbox->first);
         outbox->first = NULL;
     }
+}
+
+void im_outbox_replace(struct im_outbox *outbox, struct im_pool *pool,
+                       uint32_t len, struct im_msg *msg)
+{
+    IM_ASSERT(outbox->sent == 0 && len <= outbox->bytes);
+    /* The last of them leaves its place to the new one. */
+    while (front(outbox)->len < len) {
+        uint32_t first = front(outbox)->len;
+        len -= first;
+        im_outbox_sent(outbox, pool, first);
+    }
+    struct im_msg **place = front_place(outbox), *last = *place;
+    IM_ASSERT(last->len == len);
+    *place = msg;
+    outbox->bytes += msg->len - last->len;
+    im_msg_drop(pool, last);
 }
 
 void im_outbox_clear(struct im_outbox *outbox, struct im_pool *pool)

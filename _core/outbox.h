@@ -65,6 +65,11 @@ enum im_status im_outbox_put(struct im_outbox *outbox, struct im_pool *pool,
  * without frames goes alone. Valid until the outbox changes. */
 void im_outbox_gather(const struct im_outbox *outbox, struct im_gather *gather);
 
+/* `msg` takes the place of the first `len` bytes, which are whole messages of
+ * which nothing was sent, and their reference that of the caller. */
+void im_outbox_replace(struct im_outbox *outbox, struct im_pool *pool,
+                       uint32_t len, struct im_msg *msg);
+
 /* The first `len` bytes were sent: drops what is complete. */
 void im_outbox_sent(struct im_outbox *outbox, struct im_pool *pool,
                     uint32_t len);

@@ -34,20 +34,23 @@
     X(deliveries)  /* references put into outboxes by fan-out */               \
     X(sends)       /* calls that wrote */                                      \
     X(bytes_out)                                                               \
-    X(refusals)      /* frames answered with an error */                       \
-    X(asks)          /* publications that waited for a verdict */              \
-    X(events)        /* records for Python */                                  \
-    X(commands)      /* records from Python */                                 \
-    X(relays)        /* messages lent to another thread */                     \
-    X(event_waits)   /* a connection waited for room in the event queue */     \
-    X(store_waits)   /* ... or until the store had written something */        \
-    X(journalled)    /* messages handed to the store */                        \
-    X(receipts)      /* ... and found kept by it */                            \
-    X(unkept)        /* ... or refused: conflict, failure */                   \
-    X(acks)          /* acknowledgements taken */                              \
-    X(fed)           /* messages sent from the timeline */                     \
-    X(redelivered)   /* ... once more */                                       \
-    X(upgrades)      /* connections that became WebSocket */                   \
+    X(refusals)    /* frames answered with an error */                         \
+    X(asks)        /* publications that waited for a verdict */                \
+    X(events)      /* records for Python */                                    \
+    X(commands)    /* records from Python */                                   \
+    X(relays)      /* messages lent to another thread */                       \
+    X(event_waits) /* a connection waited for room in the event queue */       \
+    X(store_waits) /* ... or until the store had written something */          \
+    X(journalled)  /* messages handed to the store */                          \
+    X(receipts)    /* ... and found kept by it */                              \
+    X(unkept)      /* ... or refused: conflict, failure */                     \
+    X(acks)        /* acknowledgements taken */                                \
+    X(fed)         /* messages sent from the timeline */                       \
+    X(redelivered) /* ... once more */                                         \
+    X(upgrades)    /* connections that became WebSocket */                     \
+    X(inflated)    /* messages of WebSocket that came compressed */            \
+    X(deflated)    /* ... and that were sent so */                             \
+    X(deflate_saved_bytes)                                                     \
     X(pool_refusals) /* the message pool was dry */
 
 /* Gauges go up and down. */

@@ -85,17 +85,18 @@ void im_upgrade_take(struct im_loop *loop, uint32_t slot, struct im_span fresh)
 }
 
 void im_upgrade_accept(struct im_loop *loop, uint32_t slot, uint8_t transport,
-                       struct im_span response)
+                       bool deflates, struct im_span response)
 {
     struct im_conn *conn = &loop->conns[slot];
 
     if (conn->transport != IM_TRANSPORT_HTTP ||
         !(conn->pause & IM_PAUSE_UPCALL))
         return;
-    im_wrap_raw(loop, slot, response, (struct im_span){0});
+    im_wrap_raw(loop, slot, response);
     if (conn->marks & IM_MARK_DOOMED)
         return; /* it still speaks HTTP, and hears so in HTTP */
     conn->transport = transport;
+    loop->webs[slot].in.may_deflate = deflates && loop->deflate;
     im_stat_add(&loop->stats.upgrades, 1);
     if (transport == IM_TRANSPORT_PLAIN) {
         im_conn_enter(loop, conn, IM_STATE_ACTIVE);

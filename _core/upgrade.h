@@ -17,6 +17,7 @@ static inline bool im_upgrade_begins(struct im_span first)
 void im_upgrade_take(struct im_loop *loop, uint32_t slot, struct im_span fresh);
 
 /* Python has accepted: sends the response, and the connection is a `transport`
- * of WebSocket from the next byte on. */
+ * of WebSocket from the next byte on; with `deflates`, of messages that may be
+ * compressed. */
 void im_upgrade_accept(struct im_loop *loop, uint32_t slot, uint8_t transport,
-                       struct im_span response);
+                       bool deflates, struct im_span response);

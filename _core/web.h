@@ -12,6 +12,10 @@ void im_web_take(struct im_loop *loop, uint32_t slot, struct im_span fresh);
  * there is none still. */
 bool im_web_retell(struct im_loop *loop, uint32_t slot);
 
+/* Goes on behind the compressed message that was taken last, when nothing
+ * before it waits. */
+void im_web_take_rest(struct im_loop *loop, uint32_t slot);
+
 /* Ends a connection that has said so or broken a rule, when everything before
  * that has had its effect. */
 void im_web_settle(struct im_loop *loop, uint32_t slot);

@@ -43,6 +43,7 @@ static enum im_status enter(struct im_websocket *ws, const uint8_t *head)
         if (ws->message)
             return IM_BAD;
         ws->message = is_last ? 0 : opcode;
+        ws->is_deflated = head[0] & IM_WS_DEFLATED;
         break;
     default: /* control: is_bad() has seen to the rest */
         break;
@@ -57,11 +58,13 @@ static enum im_status enter(struct im_websocket *ws, const uint8_t *head)
 
 /* What is wrong with the first two bytes by themselves: reserved bits, unknown
  * opcodes, no mask, a control frame in fragments or too long. */
-static bool is_bad(uint8_t first, uint8_t second)
+static bool is_bad(const struct im_websocket *ws, uint8_t first, uint8_t second)
 {
-    uint8_t opcode = first & 0x0f;
+    uint8_t opcode = first & 0x0f, reserved = first & 0x70;
 
-    return first & 0x70 || (opcode > IM_WS_BINARY && opcode < IM_WS_CLOSE) ||
+    if (ws->may_deflate && (opcode == IM_WS_TEXT || opcode == IM_WS_BINARY))
+        reserved &= (uint8_t)~IM_WS_DEFLATED;
+    return reserved || (opcode > IM_WS_BINARY && opcode < IM_WS_CLOSE) ||
            opcode > IM_WS_PONG || !(second & 0x80) ||
            (im_websocket_is_control(opcode) &&
             (!(first & 0x80) || (second & 0x7f) > IM_WS_CONTROL_MAX));
@@ -71,7 +74,7 @@ enum im_status im_websocket_head(struct im_websocket *ws, struct im_span *in)
 {
     if (ws->head_len == 0 && in->len >= 2) {
         size_t size = head_size(in->at[1]);
-        if (is_bad(in->at[0], in->at[1]))
+        if (is_bad(ws, in->at[0], in->at[1]))
             return IM_BAD;
         if (in->len >= size) {
             const uint8_t *head = in->at;
@@ -85,7 +88,7 @@ enum im_status im_websocket_head(struct im_websocket *ws, struct im_span *in)
     while (in->len) {
         head[ws->head_len++] = *in->at++;
         in->len--;
-        if (ws->head_len == 2 && is_bad(head[0], head[1]))
+        if (ws->head_len == 2 && is_bad(ws, head[0], head[1]))
             return IM_BAD;
         if (ws->head_len >= 2 && ws->head_len == head_size(head[1])) {
             ws->head_len = 0;
@@ -111,9 +114,9 @@ size_t im_websocket_take(struct im_websocket *ws, struct im_span *in,
     return len;
 }
 
-size_t im_websocket_write(uint8_t *to, uint8_t opcode, uint64_t len)
+size_t im_websocket_write(uint8_t *to, uint8_t first, uint64_t len)
 {
-    to[0] = 0x80 | opcode;
+    to[0] = first;
     if (len < 126) {
         to[1] = (uint8_t)len;
         return 2;

@@ -8,6 +8,9 @@
  *
  *   Y1  a message that was begun is finished: out_left bytes of the outbox
  *       belong to it, and nothing goes in between.
+ *   Y2  what is compressed becomes a raw message of its own in the place of
+ *       what it was made of, before any of it is sent. So what the kernel does
+ *       not take of it waits as all else does, counted by the outbox.
  */
 #include "wrap.h"
 
@@ -59,6 +62,59 @@ static size_t write_both(int fd, struct im_gather *gather, const uint8_t *head,
     return im_transport_write(fd, parts, gather->count + 1, status);
 }
 
+/* A raw message: a frame with that first byte. NULL when the pool is dry. */
+static struct im_msg *frame_of(struct im_loop *loop, uint8_t first,
+                               struct im_span payload, enum im_purpose purpose)
+{
+    uint8_t head[10];
+    size_t head_len = im_websocket_write(head, first, payload.len);
+    struct im_msg *msg =
+        im_pool_take(&loop->pool, (uint32_t)(head_len + payload.len), purpose);
+
+    if (!msg)
+        return NULL;
+    memcpy(msg->bytes, head, head_len);
+    if (payload.len)
+        memcpy(msg->bytes + head_len, payload.at, payload.len);
+    msg->frames = 0;
+    return msg;
+}
+
+static void count_deflated(struct im_loop *loop, size_t before, size_t after)
+{
+    im_stat_add(&loop->stats.deflated, 1);
+    im_stat_add(&loop->stats.deflate_saved_bytes, before - after);
+}
+
+/* Y2: compresses what was gathered, when that pays. False: it leaves as it is,
+ * also without room in the pool. */
+static bool shrink(struct im_loop *loop, uint32_t slot)
+{
+    struct im_outbox *outbox = &loop->conns[slot].outbox;
+    const struct im_web *web = &loop->webs[slot];
+    struct im_gather *gather = &loop->gather;
+    uint32_t count = 0, bytes = 0;
+    struct im_span shrunk;
+
+    if (IM_LIKELY(!web->in.may_deflate) || web->out_left || outbox->sent)
+        return false;
+    while (count < gather->count &&
+           bytes + gather->parts[count].iov_len <= IM_DEFLATE_MAX)
+        bytes += (uint32_t)gather->parts[count++].iov_len;
+    if (bytes < IM_DEFLATE_MIN ||
+        !im_deflate_shrink(loop->deflate, gather->parts, count, &shrunk))
+        return false;
+    struct im_msg *msg =
+        frame_of(loop, IM_WS_FIN | IM_WS_DEFLATED | IM_WS_BINARY, shrunk,
+                 IM_FOR_MESSAGE);
+    if (!msg)
+        return false;
+    im_outbox_replace(outbox, &loop->pool, bytes, msg);
+    im_outbox_gather(outbox, gather);
+    count_deflated(loop, bytes, shrunk.len);
+    return true;
+}
+
 size_t im_wrap_write(struct im_loop *loop, uint32_t slot,
                      enum im_status *status)
 {
@@ -67,7 +123,7 @@ size_t im_wrap_write(struct im_loop *loop, uint32_t slot,
     struct im_web *web = &loop->webs[slot];
     uint8_t head[10];
 
-    if (gather->is_raw)
+    if (gather->is_raw || shrink(loop, slot))
         return im_transport_write(conn->fd, gather->parts, gather->count,
                                   status);
     if (!web->out_left) {
@@ -82,7 +138,8 @@ size_t im_wrap_write(struct im_loop *loop, uint32_t slot,
         web->out_left -= (uint32_t)sent;
         return sent;
     }
-    size_t rest = im_websocket_write(head, IM_WS_BINARY, web->out_left);
+    size_t rest =
+        im_websocket_write(head, IM_WS_FIN | IM_WS_BINARY, web->out_left);
     rest -= web->out_head;
     size_t sent =
         write_both(conn->fd, gather, head + web->out_head, rest, status);
@@ -97,39 +154,52 @@ size_t im_wrap_write(struct im_loop *loop, uint32_t slot,
     return 0;
 }
 
-void im_wrap_raw(struct im_loop *loop, uint32_t slot, struct im_span head,
-                 struct im_span rest)
+/* Takes over the message, or NULL when there was no room for it. */
+static void put(struct im_loop *loop, uint32_t slot, struct im_msg *msg)
 {
-    struct im_msg *msg = im_pool_take(
-        &loop->pool, (uint32_t)(head.len + rest.len), IM_FOR_CONTROL);
     if (!msg) {
         im_stat_add(&loop->stats.pool_refusals, 1);
         im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
-        return;
-    }
-    memcpy(msg->bytes, head.at, head.len);
-    if (rest.len)
-        memcpy(msg->bytes + head.len, rest.at, rest.len);
-    msg->frames = 0;
-    if (!im_conn_put(loop, slot, msg, IM_FOR_CONTROL))
+    } else if (!im_conn_put(loop, slot, msg, IM_FOR_CONTROL)) {
         im_msg_drop(&loop->pool, msg);
+    }
+}
+
+void im_wrap_raw(struct im_loop *loop, uint32_t slot, struct im_span bytes)
+{
+    struct im_msg *msg =
+        im_pool_take(&loop->pool, (uint32_t)bytes.len, IM_FOR_CONTROL);
+
+    if (msg) {
+        memcpy(msg->bytes, bytes.at, bytes.len);
+        msg->frames = 0;
+    }
+    put(loop, slot, msg);
 }
 
 static void say(struct im_loop *loop, uint32_t slot, uint8_t opcode,
                 struct im_span payload)
 {
-    uint8_t head[10];
-    size_t len = im_websocket_write(head, opcode, payload.len);
-
-    im_wrap_raw(loop, slot, (struct im_span){head, len}, payload);
+    put(loop, slot,
+        frame_of(loop, IM_WS_FIN | opcode, payload, IM_FOR_CONTROL));
 }
 
-void im_wrap_say(struct im_loop *loop, uint32_t slot, uint8_t opcode,
+void im_wrap_say(struct im_loop *loop, uint32_t slot, uint8_t first,
                  struct im_span message)
 {
-    if (loop->conns[slot].transport == IM_TRANSPORT_PLAIN &&
-        (opcode == IM_WS_TEXT || opcode == IM_WS_BINARY))
-        say(loop, slot, opcode, message);
+    struct im_span shrunk;
+    struct iovec part = {(void *)(uintptr_t)message.at, message.len};
+
+    if (loop->conns[slot].transport != IM_TRANSPORT_PLAIN)
+        return;
+    if (loop->webs[slot].in.may_deflate && first > IM_WS_FIN &&
+        message.len >= IM_DEFLATE_MIN && message.len <= IM_DEFLATE_MAX &&
+        im_deflate_shrink(loop->deflate, &part, 1, &shrunk)) {
+        count_deflated(loop, message.len, shrunk.len);
+        first |= IM_WS_DEFLATED;
+        message = shrunk;
+    }
+    put(loop, slot, frame_of(loop, first, message, IM_FOR_CONTROL));
 }
 
 void im_wrap_ping(struct im_loop *loop, uint32_t slot)
@@ -181,8 +251,7 @@ void im_wrap_close(struct im_loop *loop, uint32_t slot, uint16_t code,
     if (conn->transport == IM_TRANSPORT_HTTP) {
         /* Python's own response comes as the frame. */
         bool is_response = frame.len && im_upgrade_begins(frame);
-        im_wrap_raw(loop, slot, is_response ? frame : response_to(code),
-                    (struct im_span){0});
+        im_wrap_raw(loop, slot, is_response ? frame : response_to(code));
         return;
     }
     if (is_slow)

@@ -11,15 +11,16 @@ import sys
 from contextlib import suppress
 
 from imserver import Config, Server, WebSocket
-from imserver.config import Limits
+from imserver.config import Limits, Websocket
 
-LIMITS = Limits(max_frame_bytes=2**23, outbox_soft_bytes=2**24, outbox_hard_bytes=2**25)
+LIMITS = Limits(max_frame_bytes=2**18, outbox_soft_bytes=2**24, outbox_hard_bytes=2**25)
+WEBSOCKET = Websocket(max_message_bytes=2**24, deflate=True)
 
 
 async def main(listen: str) -> None:
-    server = Server(Config(listen=listen, limits=LIMITS))
+    server = Server(Config(listen=listen, limits=LIMITS, websocket=WEBSOCKET))
 
-    @server.on_websocket("/")
+    @server.on_websocket("/", deflate=True)
     async def echo(socket: WebSocket) -> None:
         async for message in socket:
             socket.send(message)

@@ -51,15 +51,19 @@ EVENT_REDELIVERED: Final[int]
 #: A request for WebSocket. data = one byte n, n bytes of peer address, the head of the request.
 #: Paused: answer with upgrade(), or close() with a response. EVENT_CLOSED will follow.
 EVENT_UPGRADE: Final[int]
-#: A whole message of a PLAIN connection: a = TEXT or BINARY. Counts as a call: end with ENDS_CALL.
+#: A message of a PLAIN connection: a = TEXT or BINARY; b = 0: a part, and more of it follows.
+#: Counts as a call: end with taken().
 EVENT_WEB: Final[int]
 
 #: What a request becomes: frames in binary messages of WebSocket, or messages for Python.
 WEB: Final[int]
 PLAIN: Final[int]
-#: Kinds of messages of WebSocket.
+#: Kinds of messages of WebSocket, and what goes on with one.
 TEXT: Final[int]
 BINARY: Final[int]
+CONTINUATION: Final[int]
+#: Whether this build knows compression.
+HAS_ZLIB: Final[bool]
 
 #: What a command ends besides its own effect: nothing, the pause, or one call of the connection.
 ENDS_NOTHING: Final[int]
@@ -101,6 +105,8 @@ class Core:
         rights: int,
         calls: int,
         pool_bytes: int,
+        max_message_bytes: int,
+        deflate: bool,
     ) -> Core: ...
     def fileno(self) -> int:
         """Readable while poll() has something to return, or, with threads=0, to do."""
@@ -123,10 +129,14 @@ class Core:
         """Accept a HELLO: the connection is `user`'s from now on; `frame` is the WELCOME."""
     def send(self, conn: int, frame: bytes, ends: int = ...) -> None:
         """Queue a frame."""
-    def upgrade(self, conn: int, transport: int, response: bytes) -> None:
-        """Accept an EVENT_UPGRADE: sends the response; then the connection is WEB or PLAIN."""
-    def say(self, conn: int, opcode: int, message: bytes, ends: int = ...) -> None:
-        """Send a message, TEXT or BINARY, on a PLAIN connection; otherwise only `ends`."""
+    def upgrade(self, conn: int, transport: int, response: bytes, deflates: bool = False) -> None:
+        """Accept an EVENT_UPGRADE: sends the response; then the connection is WEB or PLAIN, with
+        `deflates` of messages that may be compressed."""
+    def say(self, conn: int, opcode: int, message: bytes, is_last: bool = True) -> None:
+        """Send a frame of a message, up to max_frame_bytes, on a PLAIN connection; ignored on
+        others. The first is TEXT or BINARY, all that follow CONTINUATION."""
+    def taken(self, conn: int) -> None:
+        """End one EVENT_WEB of a connection."""
     def decide(self, conn: int, topic: bytes, verdict: int, code: int = ...) -> None:
         """Keep the verdict on publishing to `topic`, until revoke(); `code` is DENY's error."""
     def subscribe(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import msgspec
 
 from imserver.auth import Authenticator
 from imserver.cli_serve import raise_file_limit
@@ -32,9 +31,6 @@ from imserver.config_sources import load
 #: Below this many waiting handshakes, a crowd that reconnects at once is turned away by the
 #: kernel, silently.
 BACKLOG_MIN = 1_024
-
-#: Settings of the limits that Python enforces; all others are the core's.
-NOT_CORE = ("window", "call_timeout_ms", "hook_timeout_ms")
 
 
 class Verdict(Enum):
@@ -114,14 +110,10 @@ def _core(config: Config) -> Finding:
     except ImportError as error:
         text = f"not compiled for this Python ({error}): pip install . or make build"
         return Finding(Verdict.BAD, "core", text)
-    bounds = msgspec.structs.asdict(config.limits) | msgspec.structs.asdict(config.heartbeat)
-    bounds["hello_bytes"] = min(config.limits.hello_bytes, config.limits.max_frame_bytes)
-    for name in NOT_CORE:
-        del bounds[name]
     try:
-        core.Core(threads=config.threads, **bounds).stop()
-    except (ValueError, MemoryError, OSError) as error:
-        return Finding(Verdict.BAD, "core", f"does not start with these limits: {error}")
+        import_module("imserver.gateway_core").make_core(config).stop()
+    except (ValueError, MemoryError, OSError) as error:  # of which ConfigError is one
+        return Finding(Verdict.BAD, "core", f"does not start with these settings: {error}")
     memory = (config.threads or 1) * config.limits.pool_bytes // 2**20
     threads = f"{config.threads} I/O thread{'' if config.threads == 1 else 's'}"
     text = f"{Path(str(core.__file__)).name}, {threads}, up to {memory} MiB of messages"

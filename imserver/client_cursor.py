@@ -126,6 +126,9 @@ class Cursor:
             is_apart = bool(flags & HISTORY)
             if is_apart:
                 self._apart.add(seq)
+                # The cursor is past it: an ACK of a later one would not be for this one.
+                for passed in [one for one in self._unsettled if one <= seq]:
+                    del self._unsettled[passed]
             if seq in self._waiting:
                 return False
             # Not for its time but by itself: a NACK has come first, here or in a former life.

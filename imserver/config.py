@@ -149,7 +149,7 @@ Origin = Annotated[
 
 
 class Websocket(Section, frozen=True, kw_only=True):
-    """Who may begin a WebSocket on the client port."""
+    """Who may begin a WebSocket on the client port, and what its messages may be."""
 
     path: ClassVar[str] = "websocket"
 
@@ -157,6 +157,12 @@ class Websocket(Section, frozen=True, kw_only=True):
     #: No patterns: a page that is let in can use what its visitor's browser holds. The pages that
     #: this server serves itself are let in anyway, and so is what is no browser.
     origins: tuple[Origin, ...] = ()
+    #: Bytes of a message of a plain WebSocket: JSON text, and what a program of yours is sent.
+    #: Frames have `limits.max_frame_bytes`. Larger ones than that are collected in Python.
+    max_message_bytes: Annotated[int, Meta(ge=64, le=2**26)] = 65_536
+    #: Messages may be compressed (permessage-deflate) with who has brought a good token. Off:
+    #: it costs a processor more than all else that a message needs, and each reader's anew.
+    deflate: bool = False
 
 
 class Delivery(Section, frozen=True, kw_only=True):

@@ -92,7 +92,7 @@ class Gateway:
         self.logins = Logins(
             config.dev, self.core, self._frames, authenticator, sessions, hooks, self._judging
         )
-        self.upgrades = Upgrades(config, self.core, hooks.websockets)
+        self.upgrades = Upgrades(config, self.core, authenticator, hooks.websockets)
         self.logins.brought = self.upgrades.token
         self.answers = Answers(self.core, sessions, self._frames.refusals)
         self._store = store
@@ -427,7 +427,7 @@ _HANDLERS: Final[dict[int, Callable[[Gateway, int, int, int, bytes], None]]] = {
     _core.EVENT_POSITION: Gateway.on_position,
     _core.EVENT_REDELIVERED: Gateway.on_redelivered,
     _core.EVENT_UPGRADE: lambda self, conn, _a, _b, data: self.upgrades.on_upgrade(conn, data),
-    _core.EVENT_WEB: lambda self, conn, kind, _b, data: self.upgrades.on_web(conn, kind, data),
+    _core.EVENT_WEB: lambda self, *about: self.upgrades.on_web(*about),
 }
 
 _FRAME_HANDLERS: Final[dict[int, Callable[[Gateway, Session, int, Any], None]]] = {

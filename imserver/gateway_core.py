@@ -5,8 +5,12 @@ from imserver.config import Config
 
 
 def make_core(config: Config) -> _core.Core:
-    """The core with the bounds of a configuration. ValueError, MemoryError: see `_core.pyi`."""
-    limits, beat = config.limits, config.heartbeat
+    """The core with the bounds of a configuration. ValueError, MemoryError: see `_core.pyi`;
+    ConfigError for what this build of it cannot do."""
+    limits, beat, web = config.limits, config.heartbeat, config.websocket
+    if web.deflate and not _core.HAS_ZLIB:
+        rule = "is not in this build: it was made without zlib's header (zlib1g-dev, zlib-devel)"
+        raise web.error("deflate", rule)
     return _core.Core(
         threads=config.threads,
         max_connections=limits.max_connections,
@@ -23,4 +27,6 @@ def make_core(config: Config) -> _core.Core:
         rights=limits.rights,
         calls=limits.calls,
         pool_bytes=limits.pool_bytes,
+        max_message_bytes=web.max_message_bytes,
+        deflate=web.deflate,
     )

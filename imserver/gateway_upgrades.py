@@ -13,11 +13,12 @@ from functools import partial
 from typing import Final
 
 from imserver import _core
+from imserver.auth import Authenticator
 from imserver.config import Config, is_loopback, split_address
-from imserver.errors import CloseCode
+from imserver.errors import CloseCode, ImError
 from imserver.gateway_tasks import RUNNING_MAX, Tasks
 from imserver.gateway_text import TextClients
-from imserver.hooks import OnWebSocket
+from imserver.hooks import OnWebSocket, PlainWebSockets
 from imserver.upgrade import PATH, Refusal, Upgrade, read_upgrade, switch
 from imserver.websocket import NORMAL, WebSocket
 
@@ -28,12 +29,27 @@ _log = logging.getLogger("imserver.gateway")
 
 
 class Upgrades:
-    """`handlers` of plain ones by path. `is_leaving` refuses everybody."""
+    """`handlers` of plain ones by path. `is_leaving` refuses everybody.
 
-    def __init__(self, config: Config, core: _core.Core, handlers: dict[str, OnWebSocket]) -> None:
-        self._handlers = ChainMap[str, OnWebSocket]({PATH: TextClients(core).serve}, handlers)
+    U3  compression is agreed to only for who is somebody: with a good token in the request, or
+        where the program said that a path of its own is for such. Before that nothing is inflated.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        core: _core.Core,
+        authenticator: Authenticator,
+        handlers: dict[str, PlainWebSockets],
+    ) -> None:
+        ours = PlainWebSockets(TextClients(core).serve, deflate=False)
+        self._handlers = ChainMap[str, PlainWebSockets]({PATH: ours}, handlers)
         self.is_leaving = False
         self._core = core
+        self._authenticator = authenticator
+        self._dev = config.dev
+        self._deflate = config.websocket.deflate
+        self._frame_max = config.limits.max_frame_bytes
         self._tasks = Tasks()
         self._origins = Origins(config)
         self._tokens: dict[int, str] = {}  # brought before HELLO
@@ -55,14 +71,17 @@ class Upgrades:
         if upgrade.token is not None and upgrade.speaks_frames:
             self._tokens[conn] = upgrade.token
         transport = _core.WEB if upgrade.speaks_frames else _core.PLAIN
-        self._core.upgrade(conn, transport, switch(upgrade))
+        deflates = self._deflate and upgrade.offers_deflate and self._may_deflate(upgrade)
+        self._core.upgrade(conn, transport, switch(upgrade, deflates=deflates), deflates)
 
-    def on_web(self, conn: int, kind: int, data: bytes) -> None:
+    def on_web(self, conn: int, kind: int, is_last: int, data: bytes) -> None:
         socket = self._sockets.get(conn)
-        if socket:
-            socket.take(data.decode() if kind == _core.TEXT else data)
-        else:  # its handler has ended, and it is about to hear so
-            self._core.say(conn, 0, b"", _core.ENDS_CALL)
+        if socket is None:  # its handler has ended, and it is about to hear so
+            self._core.taken(conn)
+        elif is_last:
+            socket.take(data, is_text=kind == _core.TEXT)
+        else:
+            socket.take_part(data)
 
     def on_closed(self, conn: int, code: int) -> None:
         self._tokens.pop(conn, None)
@@ -86,6 +105,17 @@ class Upgrades:
     def _read(self, head: bytes) -> Upgrade:
         return read_upgrade(head, self._handlers.keys(), self._origins.may_come)
 
+    def _may_deflate(self, upgrade: Upgrade) -> bool:
+        if self._handlers[upgrade.path].deflate or self._dev:
+            return True
+        if upgrade.token is None or upgrade.path != PATH:
+            return False
+        try:
+            self._authenticator.identify(upgrade.token)
+        except ImError:
+            return False  # and HELLO will say why
+        return True
+
     def _open(self, conn: int, peer: str, upgrade: Upgrade) -> None:
         handler = self._handlers.get(upgrade.path)
         if handler is None:
@@ -93,9 +123,10 @@ class Upgrades:
         if len(self._tasks) >= RUNNING_MAX:  # a handler may outlive its connection
             raise Refusal(503, "too many WebSockets without the subprotocol")
         say, close = partial(self._say, conn), partial(self._core.close, conn)
-        socket = WebSocket(upgrade.path, peer, upgrade.token, say, close)
+        taken = partial(self._core.taken, conn)
+        socket = WebSocket(upgrade.path, peer, upgrade.token, say, taken, close)
         self._sockets[conn] = socket
-        self._tasks.start(partial(self._serve, conn, handler, socket))
+        self._tasks.start(partial(self._serve, conn, handler.serve, socket))
 
     async def _serve(self, conn: int, handler: OnWebSocket, socket: WebSocket) -> None:
         code = NORMAL
@@ -108,14 +139,15 @@ class Upgrades:
             self._sockets.pop(conn, None)
             socket.close(code)
 
-    def _say(self, conn: int, message: str | bytes | None, is_taken: bool) -> None:
-        ends = _core.ENDS_CALL if is_taken else _core.ENDS_NOTHING
-        if message is None:
-            self._core.say(conn, 0, b"", ends)
-        elif isinstance(message, str):
-            self._core.say(conn, _core.TEXT, message.encode(), ends)
-        else:
-            self._core.say(conn, _core.BINARY, message, ends)
+    def _say(self, conn: int, message: str | bytes) -> None:
+        kind = _core.BINARY if isinstance(message, bytes) else _core.TEXT
+        data = message.encode() if isinstance(message, str) else message
+        # In fragments where it is large: the core's queue has room for two frames at least.
+        at = 0
+        while len(data) - at > self._frame_max:
+            self._core.say(conn, kind, data[at : at + self._frame_max], False)
+            kind, at = _core.CONTINUATION, at + self._frame_max
+        self._core.say(conn, kind, data[at:])
 
 
 class Origins:

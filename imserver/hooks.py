@@ -17,7 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from imserver.errors import ErrorCode, ImError
 from imserver.hooks_batch import Batches, OnPublish, Publication
@@ -34,7 +34,9 @@ __all__ = [
     "OnPublish",
     "OnSubscribe",
     "OnWebSocket",
+    "PlainWebSockets",
     "Publication",
+    "RegisterWebSocket",
 ]
 
 OnConnect = Callable[[Login], Awaitable[None]]
@@ -42,6 +44,15 @@ OnSubscribe = Callable[[Session, str, str], Awaitable[None]]
 OnCall = Callable[[Session, Any], Awaitable[Any]]
 OnClose = Callable[[Session, int], Awaitable[None]]
 OnWebSocket = Callable[[WebSocket], Coroutine[Any, Any, None]]
+RegisterWebSocket = Callable[[OnWebSocket], OnWebSocket]
+
+
+class PlainWebSockets(NamedTuple):
+    """What serves those of a path. `deflate`: their messages may be compressed."""
+
+    serve: OnWebSocket
+    deflate: bool
+
 
 H = TypeVar("H", bound=Callable[..., Awaitable[Any]])
 
@@ -64,7 +75,7 @@ class Hooks:
         self._calls: dict[str, OnCall] = {}
         self._failures: defaultdict[str, Burst] = defaultdict(lambda: Burst(_log))
         self.batches = Batches(self._hook_timeout_s)
-        self.websockets: dict[str, OnWebSocket] = {}
+        self.websockets: dict[str, PlainWebSockets] = {}
         self.on_change: Callable[[], None] | None = None
 
     # Registration: decorators of the embedding program
@@ -119,7 +130,7 @@ class Hooks:
         self._close += (hook,)
         return hook
 
-    def on_websocket(self, path: str) -> Callable[[OnWebSocket], OnWebSocket]:
+    def on_websocket(self, path: str, *, deflate: bool = False) -> RegisterWebSocket:
         """`async def f(socket)`: serve the plain WebSockets of a path. ValueError when it is none
         or taken."""
         if not re.fullmatch(r"/[\w./~-]{0,255}", path) or path in {PATH, *self.websockets}:
@@ -127,7 +138,7 @@ class Hooks:
 
         def register(hook: OnWebSocket) -> OnWebSocket:
             _check(hook)
-            self.websockets[path] = hook
+            self.websockets[path] = PlainWebSockets(hook, deflate)
             return hook
 
         return register

@@ -36,7 +36,7 @@ from imserver.hooks import (
     OnConnect,
     OnPublish,
     OnSubscribe,
-    OnWebSocket,
+    RegisterWebSocket,
     check_pattern,
 )
 from imserver.http_served import NOT_RUNNING
@@ -136,10 +136,10 @@ class Server:
         """`async def f(session, code)`: a session has ended; code 0: the peer went by itself."""
         return self._hooks.on_close(hook)
 
-    def on_websocket(self, path: str) -> Callable[[OnWebSocket], OnWebSocket]:
+    def on_websocket(self, path: str, *, deflate: bool = False) -> RegisterWebSocket:
         """`async def f(socket: WebSocket)`: serve the plain WebSockets of a path of the client
-        port, for which nobody has logged in. ValueError for a path that is not ours to give."""
-        return self._hooks.on_websocket(path)
+        port, where nobody has logged in; `deflate` lets those compress. ValueError for no path."""
+        return self._hooks.on_websocket(path, deflate=deflate)
 
     # Life
 

@@ -20,6 +20,8 @@ from typing import Final, NamedTuple
 
 import httptools
 
+from imserver.upgrade_extensions import AGREED, offers_deflate
+
 #: The subprotocol of frames in binary messages, and the prefix of one that is a token.
 SUBPROTOCOL: Final = "im.v1"
 TOKEN_PREFIX: Final = "im.token."
@@ -39,10 +41,12 @@ _REASONS: Final = {
 
 
 class Upgrade(NamedTuple):
-    """An allowed request. `speaks_frames`: with the subprotocol."""
+    """An allowed request. `speaks_frames`: with the subprotocol; `offers_deflate`: messages may
+    be compressed, if we agree."""
 
     path: str
     accept: str
+    offers_deflate: bool
     speaks_frames: bool
     token: str | None
 
@@ -92,16 +96,21 @@ def read_upgrade(head: bytes, paths: Collection[str], may_come: Callable[[str], 
     origin = request.one("origin", "").lower()
     if origin and not may_come(origin):
         raise Refusal(403, "this origin is not in websocket.origins")
+    try:
+        is_offered = offers_deflate(",".join(request.headers["sec-websocket-extensions"]))
+    except ValueError as error:
+        raise Refusal(400, f"Sec-WebSocket-Extensions: {error}") from error
     accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest()).decode()
-    return Upgrade(path, accept, *_subprotocol(request, path))
+    return Upgrade(path, accept, is_offered, *_subprotocol(request, path))
 
 
-def switch(upgrade: Upgrade) -> bytes:
-    """The response that accepts."""
+def switch(upgrade: Upgrade, *, deflates: bool = False) -> bytes:
+    """The response that accepts, and agrees to compression."""
+    agreed = f"Sec-WebSocket-Extensions: {AGREED}\r\n" if deflates else ""
     chosen = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n" if upgrade.speaks_frames else ""
     return (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {upgrade.accept}\r\n{chosen}\r\n"
+        f"Sec-WebSocket-Accept: {upgrade.accept}\r\n{chosen}{agreed}\r\n"
     ).encode()
 
 

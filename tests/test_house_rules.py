@@ -103,6 +103,7 @@ INCLUDES = {
     "rights": {"topics"},
     "cursors": {"topics"},
     "mask": set(),
+    "deflate": set(),
     "utf8": set(),
     "websocket": {"mask"},
     "webstate": {"pool", "utf8", "websocket"},

@@ -4,6 +4,7 @@ import base64
 import os
 import socket
 import struct
+import zlib
 
 from harness import WAIT_S
 
@@ -43,6 +44,13 @@ def frame(
     return bytes([fin << 7 | opcode if first is None else first]) + length + key + masked
 
 
+def deflated(opcode: int, payload: bytes, *, level: int = 6) -> bytes:
+    """A whole message, compressed."""
+    shrinker = zlib.compressobj(level, zlib.DEFLATED, -15)
+    data = shrinker.compress(payload) + shrinker.flush(zlib.Z_SYNC_FLUSH)
+    return frame(0x40 | opcode, data.removesuffix(b"\0\0\xff\xff"))
+
+
 def close(code: int, reason: bytes = b"") -> bytes:
     return frame(8, struct.pack(">H", code) + reason)
 
@@ -67,6 +75,8 @@ class Web:
         self.socket.connect(address)
         self.unread = b""
         self.head = ""
+        self.inflated = 0  # messages that came compressed
+        self.fragments: list[tuple[int, bytes]] = []  # of one that has not ended
         self.send((asked or request()) + early)
         if answer:
             self.read_head()
@@ -87,18 +97,40 @@ class Web:
         self.socket.sendall(b"".join(data))
 
     def receive(self) -> tuple[int, bytes] | None:
-        """The next frame of the server: (opcode, payload), None at the end of the stream."""
+        """The next message of the server, or a control frame: (opcode, payload), None at the end
+        of the stream."""
+        while (received := self._receive_frame()) is not None:
+            opcode, is_last, data = received
+            if opcode >= 8:
+                return opcode, data
+            assert bool(opcode) == (not self.fragments), "the first has the opcode, the others none"
+            self.fragments.append((opcode, data))
+            if is_last:
+                whole = b"".join(data for _, data in self.fragments)
+                opcode = self.fragments[0][0]
+                self.fragments.clear()
+                return opcode, whole
+        return None
+
+    def _receive_frame(self) -> tuple[int, bool, bytes] | None:
         head = self._take(2)
         if not head:
             return None
-        assert head[0] & 0xF0 == 0x80, "whole, and without reserved bits"
+        is_deflated = head[0] & 0x40
+        assert head[0] & 0x30 == 0, "without reserved bits"
         assert not head[1] & 0x80, "a server masks nothing"
         size = head[1]
         if size == 126:
             size = struct.unpack(">H", self._take(2))[0]
         elif size == 127:
             size = struct.unpack(">Q", self._take(8))[0]
-        return head[0] & 0x0F, self._take(size)
+        data = self._take(size)
+        if is_deflated:
+            assert "permessage-deflate" in self.head
+            assert head[0] & 0x0F < 8
+            self.inflated += 1
+            data = zlib.decompressobj(-15).decompress(data + b"\0\0\xff\xff")
+        return head[0] & 0x0F, bool(head[0] & 0x80), data
 
     def closed(self) -> int:
         """The code it is closed with; messages before that are passed over."""

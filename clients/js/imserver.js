@@ -564,7 +564,11 @@ class Place {
   #takes(seq, flags) {
     if (flags & Flag.REDELIVERED) {
       const isApart = (flags & Flag.HISTORY) !== 0;
-      if (isApart) this.#apart.add(seq);
+      if (isApart) {
+        this.#apart.add(seq);
+        // The cursor is past it: an ACK of a later one would not be for this one.
+        for (const passed of this.#unsettled) if (passed <= seq) this.#unsettled.delete(passed);
+      }
       if (this.#waiting.has(seq)) return false;
       // Not for its time but by itself: a NACK has come first, here or in a former life.
       const isAside = isApart || seq > this.seen || this.#nacked.has(seq);

@@ -70,7 +70,14 @@ export function roving(list, selector) {
     const items = [...list.querySelectorAll(selector)];
     const at = items.indexOf(document.activeElement);
     const last = items.length - 1;
-    const steps = { ArrowDown: at + 1, ArrowUp: at - 1, ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: last };
+    const steps = {
+      ArrowDown: at + 1,
+      ArrowUp: at - 1,
+      ArrowRight: at + 1,
+      ArrowLeft: at - 1,
+      Home: 0,
+      End: last,
+    };
     if (at < 0 || !(event.key in steps)) return;
     event.preventDefault();
     items[Math.min(last, Math.max(0, steps[event.key]))].focus();

@@ -28,7 +28,9 @@ export function day(ms, now = Date.now()) {
 
 /** For a list: the time of today, the day of anything older. */
 export function brief(ms, now = Date.now()) {
-  return isSameDay(ms, now) ? clock(ms) : new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" }).format(ms);
+  return isSameDay(ms, now)
+    ? clock(ms)
+    : new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" }).format(ms);
 }
 
 /** 950, 1.2K, 3.4M; below ten with a digit behind the point, where there is one. */

@@ -1,5 +1,8 @@
 """Two people chat in two browsers, through the real server."""
 
+import json
+import urllib.request
+
 from harness import Peer
 from people import People, Person
 from playwright.sync_api import Browser, expect
@@ -145,6 +148,54 @@ def test_a_conversation_that_is_not_mine_says_so(people: People) -> None:
     ann = people.person("ann", address="#dm:bob:eve")
     expect(ann.page.locator("#refusal")).to_contain_text("(403)")
     expect(ann.page.locator("#composer")).to_be_hidden()
+
+
+def api(served: Serving, path: str, body: dict[str, object]) -> None:
+    """As the back end of an application does."""
+    request = urllib.request.Request(
+        f"{served.url}/v1/{path}",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert answer.status == 200
+
+
+def test_a_group_appears_for_those_who_are_put_into_it(people: People, served: Serving) -> None:
+    ann, bob = (people.person(name, address="#room:alone") for name in ("gita", "hugo"))
+    api(served, "topics/group:team/members", {"join": ["gita", "hugo"]})
+    for person in (ann, bob):
+        person.conversation("team").click()
+        expect(person.page.locator("#subtitle")).to_have_text("2 people here")
+    ann.say("now we are a team")
+    bob.sees("now we are a team")
+    api(served, "topics/group:team/members", {"leave": ["hugo"]})
+    expect(bob.page.locator("#refusal")).to_contain_text("(403)")
+    expect(bob.page.locator("#composer")).to_be_hidden()
+
+
+def test_what_a_program_writes_to_somebody_is_in_the_inbox(people: People, served: Serving) -> None:
+    ann = people.person("ida", address="#room:alone")
+    expect(ann.conversation("Inbox")).to_have_count(0)
+    api(served, "publish", {"topic": "user:ida", "body": {"text": "Your report is ready."}})
+    expect(ann.unread("Inbox")).to_contain_text("1")
+    ann.conversation("Inbox").click()
+    ann.sees("Your report is ready.")
+    expect(ann.page.locator("#composer")).to_be_hidden()
+
+
+def test_who_signs_out_leaves_nothing_behind(people: People) -> None:
+    ann = people.person("jane", address="#room:secrets")
+    ann.field.fill("a draft")
+    ann.page.get_by_role("button", name="Sign out").click()
+    expect(ann.page.get_by_label("Pick a name")).to_be_visible()
+    assert ann.page.evaluate("() => sessionStorage.getItem('imserver.login')") is None
+    ann.page.get_by_label("Pick a name").fill("kim")
+    ann.page.keyboard.press("Enter")
+    ann.connected()
+    expect(ann.page.locator("#me-name")).to_have_text("kim")
+    expect(ann.page.locator("#title")).to_have_text("lobby")
+    expect(ann.field).to_have_value("")
 
 
 def test_two_windows_of_one_browser_are_two_people(people: People) -> None:

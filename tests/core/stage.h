@@ -66,6 +66,7 @@ static struct im_config default_config(uint32_t threads)
                               .subscriptions = 16,
                               .rights = 16,
                               .calls = 4,
+                              .max_message_bytes = FRAME_BYTES,
                               .pool_bytes = 16 << 20};
 }
 

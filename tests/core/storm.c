@@ -271,6 +271,7 @@ static struct im_core *new_core(uint32_t threads)
         .subscriptions = 16,
         .rights = 4, /* fewer than there are topics */
         .calls = 3,
+        .max_message_bytes = FRAME_BYTES,
         .pool_bytes = 32 << 20,
     };
     struct im_core *core;

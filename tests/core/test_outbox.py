@@ -3,7 +3,7 @@
 import pytest
 from door import MACHINE, Pool, content, ffi, lib
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 SCRATCH = lib.IM_GATHER_SCRATCH
 LENGTHS = st.one_of(
@@ -31,6 +31,9 @@ class OutboxModel:
         self.begun += length
         while self.messages and self.begun >= len(self.messages[0]):
             self.begun -= len(self.messages.pop(0))
+
+    def replace(self, count: int, message: bytes) -> None:
+        self.messages[:count] = [message]
 
     def cut(self) -> None:
         self.messages = self.messages[:1] if self.begun else []
@@ -98,6 +101,16 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def send_all_of_one_gathering(self) -> None:
         self.send(1.0)
+
+    @precondition(lambda self: self.model.messages and not self.model.begun)
+    @rule(count=st.integers(1, 80), length=st.integers(1, 500))
+    def replace(self, count: int, length: int) -> None:
+        """As what was gathered is, by itself compressed."""
+        count = min(count, len(self.model.messages))
+        msg = self.pool.message(b"r" * length)
+        before = sum(map(len, self.model.messages[:count]))
+        lib.im_outbox_replace(self.outbox, self.pool.it, before, msg)
+        self.model.replace(count, content(msg))
 
     @rule()
     def cut(self) -> None:

@@ -27,10 +27,12 @@ def client_frame(opcode: int, payload: bytes, *, fin: bool = True, key: bytes = 
     return bytes([fin << 7 | opcode]) + length + key + masked(payload, key)
 
 
-def read(data: bytes, cuts: list[int]) -> tuple[list[tuple[int, bool, bytes]], int]:
+def read(
+    data: bytes, cuts: list[int], *, may_deflate: bool = False
+) -> tuple[list[tuple[int, bool, bytes]], int]:
     """The frames in `data` when it comes in pieces, and the last outcome. Payloads are unmasked
     to in front of where they lay, as the server does."""
-    ws = ffi.new("struct im_websocket *")
+    ws = ffi.new("struct im_websocket *", {"may_deflate": may_deflate})
     frames: list[tuple[int, bool, bytes]] = []
     payload = b""
     for start, end in pairwise([0, *sorted(cuts), len(data)]):
@@ -94,6 +96,32 @@ def test_what_rfc_6455_forbids_is_bad(data: bytes, piece: int) -> None:
     assert read(data, list(range(piece, len(data), piece)))[1] == lib.IM_BAD
 
 
+COMPRESSED = client_frame(0x41, b"a", fin=False)  # a text begins
+STILL_BAD = {
+    "a compressed ping": b"\xc9\x80" + KEY,
+    "a compressed close": b"\xc8\x80" + KEY,
+    "a continuation that says it again": COMPRESSED + client_frame(0x40, b"b"),
+    "another reserved bit": b"\xa1\x80" + KEY,
+    "the third reserved bit": b"\xd1\x80" + KEY,
+}
+
+
+@pytest.mark.parametrize("data", STILL_BAD.values(), ids=STILL_BAD)
+@pytest.mark.parametrize("piece", [1, 3, 1000])
+def test_compression_is_said_by_the_first_frame_of_a_message_alone(data, piece: int) -> None:
+    assert read(data, list(range(piece, len(data), piece)), may_deflate=True)[1] == lib.IM_BAD
+
+
+def test_compression_is_said_only_where_it_was_agreed_to() -> None:
+    whole = COMPRESSED + client_frame(9, b"!") + client_frame(0, b"b")
+    assert read(whole, [], may_deflate=True)[0] == [
+        (1, False, b"a"),
+        (9, True, b"!"),
+        (1, True, b"b"),
+    ]
+    assert read(whole, [])[1] == lib.IM_BAD
+
+
 @given(st.binary(max_size=64))
 @PROPERTY
 def test_no_byte_past_the_span_is_read(data: bytes) -> None:
@@ -147,14 +175,14 @@ def test_text_is_judged_at_its_first_wrong_byte() -> None:
         b"\xf0\x8f",
         b"\xff",
     ):
-        state = ffi.new("struct im_utf8 *")
-        assert not lib.im_utf8_feed(state, Span(b"fine" + wrong).value), wrong
+        state, piece = ffi.new("struct im_utf8 *"), Span(b"fine" + wrong)
+        assert not lib.im_utf8_feed(state, piece.value), wrong
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, 2**40])
 def test_our_heads_are_as_short_as_they_can_be(size: int) -> None:
     room = ffi.new("uint8_t[10]")
-    length = lib.im_websocket_write(room, 2, size)
+    length = lib.im_websocket_write(room, 0x82, size)
     head = bytes(ffi.buffer(room, length))
     expected = (
         bytes([size])

@@ -115,6 +115,7 @@ static void start(void)
                                      .subscriptions = 4,
                                      .rights = 4,
                                      .calls = 2,
+                                     .max_message_bytes = 512,
                                      .pool_bytes = 4 << 20};
     uint8_t frame[16];
     size_t len = write_frame(frame, IM_GOAWAY, 0, "xx", 2);

@@ -352,6 +352,18 @@ test("what was refused, came again and was acknowledged is settled although the 
   assert.equal(await conversation.expect(FrameType.ACK), 3);
 });
 
+test("dead letters that are sent once more together are acknowledged one by one", async (t) => {
+  const { conversation, client } = await connected(t);
+  const subscription = await followed(client, conversation);
+  conversation.deliverKept("room:1", 1, 2, 3);
+  await read(subscription, 3);
+  conversation.setAside("room:1", 1, 2, 3); // the cursor is past them: they were dead
+  for (const _ of [1, 2, 3]) subscription.ack((await subscription.next()).value);
+  const acks = [];
+  while (acks.length < 3) acks.push(await conversation.expect(FrameType.ACK));
+  assert.deepEqual(acks, [1, 2, 3]);
+});
+
 test("redelivered after a reconnect is handed out", async (t) => {
   let { fake, client, conversation } = await connected(t);
   const subscription = await followed(client, conversation);

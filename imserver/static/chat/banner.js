@@ -3,17 +3,20 @@
 import { byId, say } from "../dom.js";
 import { span } from "../time.js";
 
+const TICK_MS = 1_000; // of the countdown
 const REPLACED = 4009;
 const KICKED = 4010;
+const RESTARTS = { from: 4200, below: 4300 };
 
-/** Why it ended, what the button says. `null` while all is well. */
+/** What is to be said, and what the button does say; null while all is well. */
 function story({ state, reason, retryAt }) {
   const code = reason?.code ?? 0;
   if (state === "open") return null;
   if (state === "connecting") {
     if (!navigator.onLine) return ["This device is offline. What you write waits here and is sent later."];
     if (retryAt === null) return ["Connecting…"];
-    const why = code >= 4200 && code < 4300 ? "The server restarts." : "The connection is lost.";
+    const isRestart = code >= RESTARTS.from && code < RESTARTS.below;
+    const why = isRestart ? "The server restarts." : "The connection is lost.";
     return [`${why} What you write waits here and is sent later.`];
   }
   if (code === REPLACED) return ["You went on in another window.", "Use this window"];
@@ -21,15 +24,32 @@ function story({ state, reason, retryAt }) {
   return [`The server ended this: ${reason?.message ?? "no reason given"} (${code}).`, "Connect again"];
 }
 
-export function renderBanner(link) {
-  const [words, button] = story(link) ?? [];
-  const banner = byId("banner");
-  banner.hidden = !words;
-  banner.classList.toggle("bad", link.state === "closed");
-  say(byId("banner-text"), words ?? "");
-  const isWaiting = words && link.state === "connecting" && link.retryAt !== null;
-  // Not for screen readers: a number each second says nothing new.
-  say(byId("banner-countdown"), isWaiting ? `Trying again in ${span(link.retryAt - Date.now())}.` : "");
-  byId("banner-button").hidden = !button;
-  say(byId("banner-button"), button ?? "");
+export class Banner {
+  #link = { state: "open" };
+
+  constructor() {
+    byId("banner-button").addEventListener("click", () => location.reload());
+    addEventListener("online", () => this.#draw());
+    addEventListener("offline", () => this.#draw());
+    setInterval(() => this.#draw(), TICK_MS);
+  }
+
+  /** `link` is what the session knows of its connection. */
+  render(link) {
+    this.#link = link;
+    this.#draw();
+  }
+
+  #draw() {
+    const { state, retryAt } = this.#link;
+    const [words = "", button = ""] = story(this.#link) ?? [];
+    byId("banner").hidden = !words;
+    byId("banner").classList.toggle("bad", state === "closed");
+    say(byId("banner-text"), words);
+    // Not for screen readers: a number each second says nothing new.
+    const isWaiting = state === "connecting" && retryAt !== null && navigator.onLine;
+    say(byId("banner-countdown"), isWaiting ? `Trying again in ${span(retryAt - Date.now())}.` : "");
+    byId("banner-button").hidden = !button;
+    say(byId("banner-button"), button);
+  }
 }

@@ -6,7 +6,8 @@
  *
  *   V1  a message with a place is there once, whether it came by history, live, or both.
  *   V2  mine is there once: as `outgoing` until it has come back or has its receipt.
- *   V3  what is held is bounded; what was let go can be loaded again.
+ *   V3  what is held is bounded (`trim`), but while somebody reads far above the end; what was let
+ *       go can be loaded again.
  */
 
 /** More than anybody scrolls through at once; what is above is loaded when it is looked for. */
@@ -164,7 +165,8 @@ export class Conversation {
       while (at > 0 && !(this.messages[at - 1].seq && this.messages[at - 1].seq <= entry.seq)) at--;
       if (at > 0 && this.messages[at - 1].seq === entry.seq) return false;
       // Behind live ones that came before it: they have no place, only a time.
-      while (at < this.messages.length && !this.messages[at].seq && this.messages[at].time <= entry.time) at++;
+      while (at < this.messages.length && !this.messages[at].seq && this.messages[at].time <= entry.time)
+        at++;
     }
     this.messages.splice(at, 0, entry);
     return true;

@@ -30,7 +30,9 @@ export function linked(text) {
     const address = trimmed(found);
     if (!URL.canParse(address)) continue;
     nodes.push(text.slice(end, index));
-    nodes.push(element("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow" }, address));
+    nodes.push(
+      element("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow" }, address),
+    );
     end = index + address.length;
   }
   return [...nodes, text.slice(end)];
@@ -52,7 +54,12 @@ function progress(one, isLinkOpen) {
         : one.seq
           ? ["check", `kept by the server as number ${one.seq}`]
           : ["check", "delivered"];
-  return element("span", { class: `progress ${one.state ?? "kept"}`, title: words }, icon(name), element("span", { class: "unseen" }, words));
+  return element(
+    "span",
+    { class: `progress ${one.state ?? "kept"}`, title: words },
+    icon(name),
+    element("span", { class: "unseen" }, words),
+  );
 }
 
 /** `around.isFirst`: the first in a row of the same person; `around.isLast`: the last. */
@@ -62,7 +69,11 @@ export function messageRow(message, around, actions) {
   const text = cut ? `${message.text.slice(0, SHOWN_CHARS)}…` : message.text;
   const kind = ["message", isMine && "mine", around.isFirst && "first", around.isLast && "last"];
   const isEmoji = ONLY_EMOJI.test(text.trim());
-  const time = element("time", { datetime: iso(message.time), title: whole(message.time) }, clock(message.time));
+  const time = element(
+    "time",
+    { datetime: iso(message.time), title: whole(message.time) },
+    clock(message.time),
+  );
   const isShown = around.isLast || message.state;
   return element(
     "li",
@@ -74,7 +85,9 @@ export function messageRow(message, around, actions) {
       element("p", { class: around.isFirst && !isMine ? "who" : "unseen" }, isMine ? "You" : message.sender),
       element("p", { class: "text", dir: "auto" }, linked(text)),
     ),
-    isShown ? element("div", { class: "meta" }, time, isMine ? progress(message, actions.isLinkOpen) : null) : null,
+    isShown
+      ? element("div", { class: "meta" }, time, isMine ? progress(message, actions.isLinkOpen) : null)
+      : null,
     message.state === "failed" ? failure(message, actions) : null,
   );
 }
@@ -85,7 +98,15 @@ function failure(message, actions) {
     "div",
     { class: "failure" },
     element("span", { class: "error" }, reason),
-    element("button", { type: "button", class: "button small", onclick: () => actions.retry(message) }, "Try again"),
-    element("button", { type: "button", class: "button small plain", onclick: () => actions.discard(message) }, "Discard"),
+    element(
+      "button",
+      { type: "button", class: "button small", onclick: () => actions.retry(message) },
+      "Try again",
+    ),
+    element(
+      "button",
+      { type: "button", class: "button small plain", onclick: () => actions.discard(message) },
+      "Discard",
+    ),
   );
 }

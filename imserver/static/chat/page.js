@@ -5,7 +5,7 @@
  */
 
 import { ask, byId, coalesced, say } from "../dom.js";
-import { renderBanner } from "./banner.js";
+import { Banner } from "./banner.js";
 import { Composer } from "./composer.js";
 import { enter, findServer } from "./entrance.js";
 import { isName, login, setLogin } from "./identity.js";
@@ -16,10 +16,10 @@ import { Timeline } from "./timeline.js";
 
 const LOBBY = "room:lobby";
 const LOOK_AROUND_MS = 4_000;
-const TICK_MS = 1_000;
 const PHONE = matchMedia("(max-width: 700px)");
 
 const render = coalesced(draw);
+const banner = new Banner();
 const sidebar = new Sidebar();
 const composer = new Composer({
   send: (text) => {
@@ -43,6 +43,7 @@ const timeline = new Timeline({
 let server = null;
 let session = null;
 let open = null; // the conversation that is shown
+let typingEnds = 0; // the timer of who stops first
 
 // What is open
 
@@ -64,11 +65,12 @@ function topicOfAddress() {
 function route() {
   if (!session?.user) return;
   let topic = topicOfAddress();
-  if (!topic && !PHONE.matches) topic = session.conversations.keys().next().value ?? (server.dev ? LOBBY : "");
+  if (!topic && !PHONE.matches)
+    topic = session.conversations.keys().next().value ?? (server.dev ? LOBBY : "");
   const before = open;
   open = topic ? session.open(topic) : null;
   if (open !== before) {
-    if (before) Object.assign(before, { dividerSeq: null }).trim();
+    if (before) before.dividerSeq = null;
     if (open) welcome(open);
   }
   render();
@@ -80,13 +82,17 @@ async function welcome(conversation) {
   if (!PHONE.matches) composer.focus();
   await conversation.ready;
   if (conversation !== open) return;
-  if (conversation.unread) {
-    const isNew = ({ seq, sender }) => seq > conversation.readSeq && sender !== session.user;
-    conversation.dividerSeq = conversation.messages.find(isNew)?.seq ?? null;
-  }
+  markNew();
   conversation.isWelcomed = true;
   session.lookAround(conversation);
   render();
+}
+
+/** A line above the first message that nobody has seen. */
+function markNew() {
+  if (!open?.unread) return;
+  const isNew = ({ seq, sender }) => seq > open.readSeq && sender !== session.user;
+  open.dividerSeq = open.messages.find(isNew)?.seq ?? null;
 }
 
 function isSeen() {
@@ -98,11 +104,12 @@ function isSeen() {
 function draw() {
   if (!session) return;
   if (!session.user && session.link.state === "closed") {
-    leave(session.link.reason?.message ?? "");
+    const { message, code } = session.link.reason;
+    askAgain(`The server said no: ${message} (${code}).`);
     return;
   }
   byId("app").hidden = false;
-  renderBanner(session.link);
+  banner.render(session.link);
   document.body.dataset.view = open ? "conversation" : "list";
   byId("conversation").hidden = !open && PHONE.matches;
   byId("open").hidden = !open;
@@ -110,7 +117,14 @@ function draw() {
   if (open) drawOpen();
   sidebar.render(session, open);
   let unread = 0;
-  for (const conversation of session.conversations.values()) unread += conversation.unread;
+  let until = Infinity;
+  for (const conversation of session.conversations.values()) {
+    unread += conversation.unread;
+    until = Math.min(until, conversation.typing().until);
+    if (conversation !== open || timeline.isAtEnd) conversation.trim();
+  }
+  clearTimeout(typingEnds);
+  if (until < Infinity) typingEnds = setTimeout(render, until - Date.now() + 1);
   document.title = `${unread ? `(${unread}) ` : ""}${open ? `${open.name} · ` : ""}imserver chat`;
   session.settle();
 }
@@ -141,25 +155,29 @@ function announce(conversation, message) {
 
 // Who is here
 
-async function begin(found) {
+function begin(found) {
   let wasUser = "";
-  session = new Session(server.url, found, () => {
-    if (session.user && !wasUser) {
-      wasUser = session.user;
-      if (server.dev && !session.conversations.size && !topicOfAddress()) show(LOBBY);
-      route();
-    }
-    render();
-  }, announce);
+  session = new Session(
+    server.url,
+    found,
+    () => {
+      if (session.user && !wasUser) {
+        wasUser = session.user;
+        if (server.dev && !session.conversations.size && !topicOfAddress()) show(LOBBY);
+        route();
+      }
+      render();
+    },
+    announce,
+  );
   render();
 }
 
-async function leave(why) {
-  const left = session;
-  session = open = null;
+/** The login was refused: ask for another. */
+async function askAgain(why) {
+  session = null;
   byId("app").hidden = true;
   setLogin(null);
-  await left.close();
   begin(await enter(server, why));
 }
 
@@ -167,7 +185,10 @@ async function start() {
   try {
     server = await findServer();
   } catch (error) {
-    say(byId("entrance-error"), `This page does not find its server: ${error.message}. Reload it in a moment.`);
+    say(
+      byId("entrance-error"),
+      `This page does not find its server: ${error.message}. Reload it in a moment.`,
+    );
     byId("entrance").hidden = false;
     return;
   }
@@ -201,30 +222,30 @@ byId("leave").addEventListener("click", () => {
   show("");
   route();
 });
-byId("sign-out").addEventListener("click", () => leave(""));
-byId("banner-button").addEventListener("click", () => location.reload());
+byId("sign-out").addEventListener("click", () => {
+  setLogin(null);
+  history.replaceState(null, "", location.pathname);
+  location.reload(); // nothing of this person stays on the page
+});
 
 document.addEventListener("keydown", (event) => {
   if (!session || document.querySelector("dialog[open]")) return;
-  if (event.key === "Escape" && people.isOpen && !matchMedia("(min-width: 1100px)").matches) people.show(false);
+  if (event.key === "Escape" && people.isOpen && !matchMedia("(min-width: 1100px)").matches)
+    people.show(false);
   else if (event.key === "Escape" && PHONE.matches) show("");
   else if (event.key === "Escape") sidebar.focus();
 });
 
 addEventListener("hashchange", route);
 PHONE.addEventListener("change", route);
-document.addEventListener("visibilitychange", render);
-addEventListener("online", render);
-addEventListener("offline", render);
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible") markNew();
+  render();
+});
 addEventListener("beforeunload", (event) => {
   if (session?.isSending) event.preventDefault();
 });
 
-setInterval(() => {
-  if (!session) return;
-  const isTyping = [...session.conversations.values()].some((one) => one.typing().users.length);
-  if (session.link.state !== "open" || isTyping || !byId("typing").hidden) render();
-}, TICK_MS);
 setInterval(() => {
   if (session && document.visibilityState === "visible") session.lookAround(open);
 }, LOOK_AROUND_MS);

@@ -62,7 +62,13 @@ export class People {
       {},
       element(
         "button",
-        { type: "button", class: "person", disabled: isMe, title: isMe ? null : `Write to ${user}`, onclick: () => this.#write(user) },
+        {
+          type: "button",
+          class: "person",
+          disabled: isMe,
+          title: isMe ? null : `Write to ${user}`,
+          onclick: () => this.#write(user),
+        },
         avatar(user, isHere),
         element("span", { class: "name" }, user),
         element("span", { class: "state" }, isMe ? "you" : isHere ? "online" : "away"),

@@ -29,7 +29,6 @@ export class Session {
   #arrived;
   #unsettled = new Set(); // conversations with messages to acknowledge
   #typedAt = 0;
-  #isEnded = false;
 
   /** `changed` is called after anything has, `arrived` with what others wrote just now. */
   constructor(url, login, changed, arrived) {
@@ -38,20 +37,16 @@ export class Session {
     this.#start(url, login);
   }
 
-  /** Resolves when nothing waits for the server; what has no receipt by then is lost. */
-  async close() {
-    this.#isEnded = true;
-    await this.#client?.close();
-  }
-
   /** Whether something of mine is not on the server yet. */
   get isSending() {
-    return [...this.conversations.values()].some(({ outgoing }) => outgoing.some((one) => one.state === "sending"));
+    return [...this.conversations.values()].some(({ outgoing }) =>
+      outgoing.some((one) => one.state === "sending"),
+    );
   }
 
   /** A server that is not there yet is waited for; one that refuses us is believed. */
   async #start(url, login) {
-    while (!this.#isEnded) {
+    for (;;) {
       this.#client = new Client(url, { ...login, name: "imserver-chat" });
       this.#client.addEventListener("state", ({ detail }) => this.#onState(detail));
       this.#client.addEventListener("error", ({ detail }) => this.#onError(detail));
@@ -68,11 +63,17 @@ export class Session {
   }
 
   #onState({ state, reason, delayMs }) {
-    if (this.#isEnded) return;
     this.link = { state, reason, retryAt: delayMs === null ? null : Date.now() + delayMs };
     if (state === "open" && !this.user) this.#begin();
-    else if (state === "open") for (const one of this.conversations.values()) this.#mark(one);
+    else if (state === "open") for (const one of this.conversations.values()) this.#refresh(one);
     this.#changed();
+  }
+
+  /** There is a connection again: ask for what could not be asked, and what may have changed. */
+  #refresh(conversation) {
+    if (conversation.refusal?.code === ErrorCode.TIMEOUT) this.rejoin(conversation);
+    else if (conversation.messages.length) this.#mark(conversation);
+    else this.#load(conversation);
   }
 
   #begin() {
@@ -116,7 +117,10 @@ export class Session {
 
   #remember() {
     const topics = [...this.conversations.values()].filter(({ kind }) => kind === "room");
-    setRooms(this.user, topics.map(({ topic }) => topic));
+    setRooms(
+      this.user,
+      topics.map(({ topic }) => topic),
+    );
   }
 
   async #join(conversation) {
@@ -173,7 +177,7 @@ export class Session {
   }
 
   #onMessage(conversation, message) {
-    if (message.sender !== this.user) this.presence.set(message.sender, true);
+    if (message.sender !== this.user) this.#saw(conversation, message.sender);
     if (message.tag === TYPING) {
       if (message.sender !== this.user) conversation.typed(message.sender);
     } else {
@@ -210,7 +214,9 @@ export class Session {
     this.#changed();
     const before = conversation.firstSeq || undefined;
     try {
-      conversation.takePage(await this.#client.call("history", { topic: conversation.topic, before, limit: PAGE }));
+      conversation.takePage(
+        await this.#client.call("history", { topic: conversation.topic, before, limit: PAGE }),
+      );
     } catch (error) {
       if (error.code === ErrorCode.NOT_DURABLE) conversation.keeps = false;
     }
@@ -261,7 +267,8 @@ export class Session {
   /** Tell the others that I type; a notice in a while is enough. */
   type(conversation) {
     const now = Date.now();
-    if (this.link.state !== "open" || !conversation.isWritable || now - this.#typedAt < TYPING_EVERY_MS) return;
+    if (this.link.state !== "open" || !conversation.isWritable || now - this.#typedAt < TYPING_EVERY_MS)
+      return;
     this.#typedAt = now;
     this.#client.publish(conversation.topic, null, { tag: TYPING, echo: false }).catch(() => {});
   }
@@ -284,6 +291,12 @@ export class Session {
       // Asked again in a moment.
     }
     this.#changed();
+  }
+
+  /** Who speaks is here; the next look around tells of the others. */
+  #saw(conversation, user) {
+    this.presence.set(user, true);
+    if (!user.startsWith("$") && !conversation.members.includes(user)) conversation.members.push(user);
   }
 
   #keepPresence(found) {

@@ -16,7 +16,9 @@ export class Sidebar {
 
   render(session, open) {
     const all = [...session.conversations.values()].filter((one) => one.kind !== "inbox" || one.last);
-    const people = all.filter(({ kind }) => kind === "dm").sort((a, b) => (b.last?.time ?? 0) - (a.last?.time ?? 0));
+    const people = all
+      .filter(({ kind }) => kind === "dm")
+      .sort((a, b) => (b.last?.time ?? 0) - (a.last?.time ?? 0));
     const rooms = all.filter(({ kind }) => kind !== "dm").sort((a, b) => a.name.localeCompare(b.name));
     const kept = new Map();
     const nodes = (some) =>
@@ -69,13 +71,24 @@ export class Sidebar {
         element("span", { class: "name" }, conversation.name),
         element("span", { class: "preview" }, typing ? "typing…" : preview(conversation, session.user)),
       ),
-      element("span", { class: "aside" },
+      element(
+        "span",
+        { class: "aside" },
         last ? element("time", {}, brief(last.time)) : null,
-        unread ? element("span", { class: "badge strong" }, unread > 99 ? "99+" : String(unread), element("span", { class: "unseen" }, " unread")) : null,
+        unread
+          ? element(
+              "span",
+              { class: "badge strong" },
+              unread > 99 ? "99+" : String(unread),
+              element("span", { class: "unseen" }, " unread"),
+            )
+          : null,
       ),
       isOnline === null ? null : element("span", { class: "unseen" }, isOnline ? "online" : "away"),
     ];
-    const node = before?.node ?? element("li", {}, element("a", { href: `#${encodeURI(conversation.topic)}`, tabindex: "-1" }));
+    const node =
+      before?.node ??
+      element("li", {}, element("a", { href: `#${encodeURI(conversation.topic)}`, tabindex: "-1" }));
     const link = node.firstChild;
     link.replaceChildren(...parts.filter(Boolean));
     if (isOpen) link.setAttribute("aria-current", "page");

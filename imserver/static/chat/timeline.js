@@ -18,7 +18,7 @@ export class Timeline {
   #jump = byId("jump");
   #rows = new Map(); // message -> { shape, node }
   #days = new Map(); // midnight -> separator
-  #divider = element("li", { class: "divider", role: "separator" }, element("span", {}, "New"));
+  #divider = element("li", { class: "divider" }, element("span", {}, "New"));
   #conversation = null;
   #isAtEnd = true;
   #hooks;
@@ -102,7 +102,7 @@ export class Timeline {
     const words = day(time);
     let node = this.#days.get(words);
     if (!node) {
-      node = element("li", { class: "day", role: "separator" }, element("span", {}, words));
+      node = element("li", { class: "day" }, element("span", {}, words));
       this.#days.set(words, node);
     }
     return node;

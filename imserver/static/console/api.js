@@ -27,7 +27,9 @@ export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 export const path = (...parts) => parts.map(encodeURIComponent).join("/");
 
 export function get(where, query = {}) {
-  const given = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  const given = Object.entries(query).filter(
+    ([, value]) => value !== "" && value !== null && value !== undefined,
+  );
   const tail = given.length ? `?${new URLSearchParams(given)}` : "";
   return request(`${where}${tail}`, { method: "GET" });
 }

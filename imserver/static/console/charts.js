@@ -5,11 +5,14 @@ import { clock, seconds } from "../time.js";
 
 const uPlot = globalThis.uPlot;
 const HEIGHT_PX = 168;
-/** A page that has just been opened shows a minute, and then more, up to what is kept. */
-const SHOWN_S = { least: 60, most: 600 };
+/** A page that has just been opened shows half a minute, and then more, up to what is kept. */
+const SHOWN_S = { least: 30, most: 600 };
 const SYNC = "console";
-/** Ticks at round numbers: decimal ones, or powers of two for bytes. */
-const STEPS = Array.from({ length: 40 }, (_, at) => 2 ** at);
+/** Between ticks: powers of two for bytes, for what is counted nothing below one. */
+const STEPS = {
+  binary: Array.from({ length: 40 }, (_, at) => 2 ** at),
+  whole: Array.from({ length: 36 }, (_, at) => [1, 2, 5][at % 3] * 10 ** Math.floor(at / 3)),
+};
 const SECONDS_BELOW_S = 240;
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
@@ -27,12 +30,18 @@ export class Chart {
   #values;
   #data;
 
-  /** `spec`: `title`, `lines` of `{ label, of(samples) }`, `format(number)`, `isBinary`. */
+  /** `spec`: `title`, `lines` of `{ label, of(samples) }`, `format(number)`, `steps`. */
   constructor(spec) {
     this.#spec = spec;
     this.#values = spec.lines.map(() => element("b", {}, "–"));
     const legend = spec.lines.map(({ label }, at) =>
-      element("li", {}, element("span", { class: "swatch", dataset: { line: at } }), `${label} `, this.#values[at]),
+      element(
+        "li",
+        {},
+        element("span", { class: "swatch", dataset: { line: at } }),
+        `${label} `,
+        this.#values[at],
+      ),
     );
     this.node = element(
       "figure",
@@ -50,7 +59,10 @@ export class Chart {
     this.#data = [samples.times, ...lines.map(({ of }) => of(samples))];
     const now = lines.map((_, at) => format(this.#data[at + 1].findLast((value) => value !== null)));
     now.forEach((text, at) => say(this.#values[at], text));
-    this.#holder.setAttribute("aria-label", `${title}: ${lines.map(({ label }, at) => `${label} ${now[at]}`).join(", ")}`);
+    this.#holder.setAttribute(
+      "aria-label",
+      `${title}: ${lines.map(({ label }, at) => `${label} ${now[at]}`).join(", ")}`,
+    );
     if (this.#plot) this.#plot.setData(this.#data);
     else this.#draw();
   }
@@ -71,8 +83,12 @@ export class Chart {
   }
 
   #options(width) {
-    const { lines, format, isBinary } = this.#spec;
-    const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+    const { lines, format, steps } = this.#spec;
+    const axis = {
+      stroke: colour("--muted"),
+      grid: { stroke: colour("--line"), width: 1 },
+      ticks: { show: false },
+    };
     const font = `11px ${getComputedStyle(document.body).fontFamily}`;
     return {
       width,
@@ -80,12 +96,18 @@ export class Chart {
       legend: { show: false },
       cursor: { sync: { key: SYNC }, y: false, drag: { x: false, y: false } },
       scales: {
-        x: { time: true, range: (_, first, last) => [last - Math.min(SHOWN_S.most, Math.max(SHOWN_S.least, last - first)), last] },
+        x: {
+          time: true,
+          range: (_, first, last) => [
+            last - Math.min(SHOWN_S.most, Math.max(SHOWN_S.least, last - first)),
+            last,
+          ],
+        },
         y: { range: (_, least, most) => [0, most > 0 ? most * 1.15 : 1] },
       },
       axes: [
         { ...axis, font, space: 90, size: 28, grid: { show: false }, values: timeTicks },
-        { ...axis, font, size: 56, space: 32, incrs: isBinary ? STEPS : undefined, values: (_, ticks) => ticks.map(format) },
+        { ...axis, font, size: 56, space: 32, incrs: STEPS[steps], values: (_, ticks) => ticks.map(format) },
       ],
       series: [
         {},

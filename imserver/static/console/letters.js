@@ -6,6 +6,25 @@ import { get, post } from "./api.js";
 import { actions, cell, List } from "./list.js";
 import { bodyText } from "./topics.js";
 
+const REASONS = { nack: "refused", unacknowledged: "not acknowledged" };
+
+const why = ({ reason, attempts }) =>
+  `${REASONS[reason] ?? reason}, ${attempts} ${attempts === 1 ? "attempt" : "attempts"}`;
+
+/** A letter and its message, as names and values. */
+function factsOf({ user, device, topic, seq, time_ms, message, ...letter }) {
+  return {
+    For: `${user} / ${device}`,
+    Topic: topic,
+    Seq: String(seq),
+    Why: why(letter),
+    When: whole(time_ms),
+    Sender: message.sender,
+    Published: whole(message.time_ms),
+    ...(message.tag && { Tag: message.tag }),
+  };
+}
+
 export class Letters {
   #chosen = new Set(); // ids
   #list = new List({
@@ -13,7 +32,10 @@ export class Letters {
     columns: ["Choose", "Number", "For", "Topic", "Seq", "Why", "When", ""],
     load: (after) => this.#load(after),
     row: (letter) => this.#row(letter),
-    empty: ["No dead letters", "Everything was delivered, or is still being tried. This is how it should look."],
+    empty: [
+      "No dead letters",
+      "Everything was delivered, or is still being tried. This is how it should look.",
+    ],
   });
 
   constructor() {
@@ -41,17 +63,28 @@ export class Letters {
   }
 
   #row(letter) {
-    const { id, user, device, topic, seq, reason, attempts, time_ms } = letter;
+    const { id, user, device, topic, seq, time_ms } = letter;
     const name = `letter ${id}`;
     const button = (words, kind, onclick) =>
-      element("button", { type: "button", class: `button small ${kind}`, "aria-label": `${words} ${name}`, onclick }, words);
+      element(
+        "button",
+        { type: "button", class: `button small ${kind}`, "aria-label": `${words} ${name}`, onclick },
+        words,
+      );
     return [
-      cell("", element("input", { type: "checkbox", "aria-label": `Choose ${name}`, onchange: ({ target }) => this.#choose(id, target.checked) })),
+      cell(
+        "",
+        element("input", {
+          type: "checkbox",
+          "aria-label": `Choose ${name}`,
+          onchange: ({ target }) => this.#choose(id, target.checked),
+        }),
+      ),
       cell("Number", String(id)),
       cell("For", element("b", {}, user), ` / ${device}`),
       cell("Topic", topic),
       cell("Seq", String(seq)),
-      cell("Why", `${reason}, ${attempts} attempts`),
+      cell("Why", why(letter)),
       cell("When", element("time", { datetime: iso(time_ms) }, whole(time_ms))),
       actions(
         button("Show", "", () => this.#show(id)),
@@ -75,14 +108,15 @@ export class Letters {
 
   async #show(id) {
     await this.#do(async () => {
-      const { message, ...letter } = await get(`dead/${id}`);
+      const letter = await get(`dead/${id}`);
       say(byId("letter-title"), `Dead letter ${id}`);
-      const facts = { ...letter, sender: message.sender, tag: message.tag };
-      const shown = Object.entries(facts).filter(([, value]) => value !== "");
+      const facts = Object.entries(factsOf(letter));
       byId("letter-facts").replaceChildren(
-        ...shown.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, name === "time_ms" ? whole(value) : String(value)))),
+        ...facts.map(([name, value]) =>
+          element("div", {}, element("dt", {}, name), element("dd", {}, value)),
+        ),
       );
-      say(byId("letter-body"), bodyText(message));
+      say(byId("letter-body"), bodyText(letter.message));
       ask(byId("letter-dialog"));
     });
   }

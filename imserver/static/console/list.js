@@ -13,7 +13,11 @@ export class List {
   #table;
   #empty;
   #error = element("p", { class: "error", role: "alert" });
-  #more = element("button", { type: "button", class: "button", hidden: true, onclick: () => this.#page(this.#after) }, "More");
+  #more = element(
+    "button",
+    { type: "button", class: "button", hidden: true, onclick: () => this.#page(this.#after) },
+    "More",
+  );
   #after = null;
   #asked = 0;
 
@@ -21,9 +25,30 @@ export class List {
   constructor({ caption, columns, load, row, empty }) {
     this.#load = load;
     this.#row = row;
-    this.#empty = element("div", { class: "empty", hidden: true }, element("strong", {}, empty[0]), element("p", {}, empty[1]));
-    const head = element("thead", {}, element("tr", {}, columns.map((name) => element("th", { scope: "col" }, name || element("span", { class: "unseen" }, "Actions")))));
-    this.#table = element("table", { class: "table", hidden: true }, element("caption", { class: "unseen" }, caption), head, this.#body);
+    this.#empty = element(
+      "div",
+      { class: "empty", hidden: true },
+      element("strong", {}, empty[0]),
+      element("p", {}, empty[1]),
+    );
+    const head = element(
+      "thead",
+      {},
+      element(
+        "tr",
+        {},
+        columns.map((name) =>
+          element("th", { scope: "col" }, name || element("span", { class: "unseen" }, "Actions")),
+        ),
+      ),
+    );
+    this.#table = element(
+      "table",
+      { class: "table", hidden: true },
+      element("caption", { class: "unseen" }, caption),
+      head,
+      this.#body,
+    );
     const frame = element("div", { class: "frame" }, this.#table, this.#empty);
     this.node = element("div", { class: "list" }, this.#error, frame, this.#more);
   }
@@ -61,7 +86,9 @@ export class List {
 }
 
 /** A cell; `label` is its column's name where a phone shows rows as cards. */
-export const cell = (label, ...content) => element("td", { dataset: { label } }, ...content);
+export const cell = (label, ...content) =>
+  element("td", { dataset: { label } }, element("span", {}, ...content));
 
 /** The last one, with what can be done. */
-export const actions = (...buttons) => element("td", { class: "last" }, element("div", { class: "buttons" }, ...buttons));
+export const actions = (...buttons) =>
+  element("td", { class: "last" }, element("div", { class: "buttons" }, ...buttons));

@@ -18,7 +18,12 @@ const NAMES = ["overview", "sessions", "topics", "letters", "settings"];
 
 const samples = new Samples();
 const overview = new Overview();
-const parts = { sessions: new Sessions(), topics: new Topics(), letters: new Letters(), settings: new Settings() };
+const parts = {
+  sessions: new Sessions(),
+  topics: new Topics(),
+  letters: new Letters(),
+  settings: new Settings(),
+};
 let isAnswering = false;
 
 /** Resolves when a key was given. */
@@ -62,7 +67,9 @@ async function run() {
   for (;;) {
     const beganMs = performance.now();
     await poll();
-    await new Promise((resolve) => setTimeout(resolve, Math.max(100, EVERY_MS - (performance.now() - beganMs))));
+    await new Promise((resolve) =>
+      setTimeout(resolve, Math.max(100, EVERY_MS - (performance.now() - beganMs))),
+    );
   }
 }
 

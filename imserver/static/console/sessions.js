@@ -6,6 +6,8 @@ import { actions, cell, List } from "./list.js";
 
 const PAGE = 50;
 const TYPED_MS = 250;
+/** A connection is listed until what was queued for it has left. */
+const CLOSING_MS = 1_000;
 
 export class Sessions {
   #list = new List({
@@ -13,7 +15,10 @@ export class Sessions {
     columns: ["User", "Device", "Topics", "Session", ""],
     load: (after) => this.#load(after),
     row: (session) => this.#row(session),
-    empty: ["Nobody is here", "No session fits. Open the chat page in another window, or look for something else."],
+    empty: [
+      "Nobody is here",
+      "No session fits. Open the chat page in another window, or look for something else.",
+    ],
   });
   #timer = null;
 
@@ -44,7 +49,18 @@ export class Sessions {
       cell("Device", device),
       cell("Topics", topics.join(", ") + more || "none"),
       cell("Session", element("code", {}, id)),
-      actions(element("button", { type: "button", class: "button small danger", "aria-label": `Disconnect ${user}`, onclick: () => this.#disconnect(user) }, "Disconnect")),
+      actions(
+        element(
+          "button",
+          {
+            type: "button",
+            class: "button small danger",
+            "aria-label": `Disconnect ${user}`,
+            onclick: () => this.#disconnect(user),
+          },
+          "Disconnect",
+        ),
+      ),
     ];
   }
 
@@ -52,11 +68,13 @@ export class Sessions {
     say(byId("disconnect-user"), user);
     if (!(await ask(byId("disconnect-dialog")))) return;
     try {
-      await post(path("users", user, "disconnect"));
+      const { count } = await post(path("users", user, "disconnect"));
+      say(byId("sessions-said"), `${count} ${count === 1 ? "connection" : "connections"} of ${user} closed.`);
     } catch (error) {
       this.#list.fail(error);
       return;
     }
     await this.show();
+    setTimeout(() => this.show(), CLOSING_MS);
   }
 }

@@ -5,7 +5,10 @@ import { get } from "./api.js";
 
 /** `{ a: { b: 1 } }` as ["a.b", "1"]; lists of sections by number. */
 function* flat(value, name = "") {
-  const isSection = value !== null && typeof value === "object" && (!Array.isArray(value) || value.some((one) => typeof one === "object"));
+  const isSection =
+    value !== null &&
+    typeof value === "object" &&
+    (!Array.isArray(value) || value.some((one) => typeof one === "object"));
   if (!isSection) yield [name, typeof value === "string" ? value || "(empty)" : JSON.stringify(value)];
   else for (const [key, one] of Object.entries(value)) yield* flat(one, name ? `${name}.${key}` : key);
 }
@@ -29,10 +32,19 @@ export class Settings {
     for (const [name, value] of flat(config)) {
       const section = name.includes(".") ? name.split(".")[0] : "server";
       if (!sections.has(section)) sections.set(section, []);
-      sections.get(section).push(element("div", { dataset: { name } }, element("dt", {}, name), element("dd", {}, value)));
+      sections
+        .get(section)
+        .push(element("div", { dataset: { name } }, element("dt", {}, name), element("dd", {}, value)));
     }
     byId("settings-list").replaceChildren(
-      ...[...sections].map(([section, rows]) => element("section", { class: "panel" }, element("h3", {}, section), element("dl", { class: "facts" }, rows))),
+      ...[...sections].map(([section, rows]) =>
+        element(
+          "section",
+          { class: "panel" },
+          element("h3", {}, section),
+          element("dl", { class: "facts" }, rows),
+        ),
+      ),
     );
     this.#filter();
   }
