@@ -34,7 +34,6 @@ class HttpListener:
             lifespan="off",
             interface="asgi3",
             log_config=None,
-            access_log=False,
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=IDLE_S,

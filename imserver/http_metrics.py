@@ -66,6 +66,13 @@ COUNTERS: Final = (
     _one("imserver_protocol_errors", "Connections closed for what they sent.", "protocol_errors"),
     _one("imserver_upgrades", "Connections that became WebSocket.", "upgrades"),
     Family(
+        "imserver_compressed",
+        "Messages of WebSocket that came, and were sent, compressed.",
+        "direction",
+        {"inflated": "in", "deflated": "out"},
+    ),
+    _one("imserver_deflate_saved_bytes", "Bytes not sent thanks to that.", "deflate_saved_bytes"),
+    Family(
         "imserver_bytes",
         "Bytes received and sent.",
         "direction",

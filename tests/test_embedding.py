@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -74,7 +75,11 @@ async def test_a_server_leaves_its_host_as_it_was() -> None:
 async def test_http_leaves_the_host_as_it_was_too() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
-    handlers = [list(logger.handlers) for logger in (logging.root, *loggers)]
+
+    def set_up() -> list[Any]:
+        return [(list(one.handlers), one.level, one.propagate) for one in (logging.root, *loggers)]
+
+    logging_before = set_up()
     tasks = asyncio.all_tasks()
     async with Server(dev_config(http="127.0.0.1:0")) as server:
         assert server.http_address
@@ -82,7 +87,7 @@ async def test_http_leaves_the_host_as_it_was_too() -> None:
         writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n"
         assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-        assert [list(logger.handlers) for logger in (logging.root, *loggers)] == handlers
+        assert set_up() == logging_before
     writer.close()
     assert asyncio.all_tasks() == tasks
 
