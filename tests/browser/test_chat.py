@@ -233,6 +233,25 @@ def test_a_second_window_with_the_same_login_takes_over(people: People) -> None:
     ann.connected()
 
 
+def test_on_a_phone_the_people_cover_the_conversation_until_one_is_picked(
+    people: People,
+) -> None:
+    ann, bob = (people.person(name, phone=True, address="#room:pick") for name in ("ann", "lea"))
+    bob.say("here I am")
+    ann.sees("here I am")
+    toggle = ann.page.get_by_role("button", name="People", exact=True)
+    toggle.click()
+    ann.page.keyboard.press("Escape")
+    expect(ann.page.locator("#people")).to_be_hidden()
+    expect(toggle).to_be_focused()
+    toggle.click()
+    ann.page.locator("#members").get_by_role("button", name="lea").click()
+    expect(ann.page.locator("#title")).to_have_text("lea")
+    ann.page.go_back()
+    expect(ann.page.locator("#title")).to_have_text("pick")
+    expect(ann.page.locator("#people")).to_be_hidden()
+
+
 def test_on_a_phone_one_thing_is_shown_at_a_time(people: People) -> None:
     ann = people.person("ann", phone=True)
     expect(ann.page.locator("#title")).to_have_text("lobby")

@@ -130,7 +130,7 @@ def test_the_console(
     expect(
         console.page.locator(".tile", has_text="commit latency").locator("dd").first
     ).to_contain_text("ms")
-    console.page.wait_for_timeout(25_000 if look == "desk-light" else 4_000)  # something to draw
+    console.page.wait_for_timeout(15_000 if look == "desk-light" else 3_000)  # something to draw
     console.picture(f"console-{look}")
     fits(console)
     for part in ("Sessions", "Topics", "Dead letters", "Settings"):

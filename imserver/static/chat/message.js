@@ -23,7 +23,7 @@ export function avatar(user, isOnline = null) {
 }
 
 /** Text with its links; nothing else in it means anything. */
-export function linked(text) {
+function linked(text) {
   const nodes = [];
   let end = 0;
   for (const { 0: found, index } of text.matchAll(LINK)) {

@@ -230,8 +230,7 @@ byId("sign-out").addEventListener("click", () => {
 
 document.addEventListener("keydown", (event) => {
   if (!session || document.querySelector("dialog[open]")) return;
-  if (event.key === "Escape" && people.isOpen && !matchMedia("(min-width: 1100px)").matches)
-    people.show(false);
+  if (event.key === "Escape" && people.isCovering) people.show(false);
   else if (event.key === "Escape" && PHONE.matches) show("");
   else if (event.key === "Escape") sidebar.focus();
 });

@@ -4,6 +4,8 @@
 import { arrange, byId, element, roving, say } from "../dom.js";
 import { avatar } from "./message.js";
 
+/** Below it the list covers the conversation. */
+const WIDE = matchMedia("(min-width: 1100px)");
 /** More names than anybody reads; the rest is a number. */
 const SHOWN = 200;
 
@@ -11,7 +13,7 @@ export class People {
   #panel = byId("people");
   #toggle = byId("toggle-people");
   #items = new Map(); // user -> { shape, node }
-  #isWanted = matchMedia("(min-width: 1100px)").matches;
+  #isWanted = WIDE.matches;
   #write;
 
   /** `write(user)` begins a direct message. */
@@ -20,10 +22,12 @@ export class People {
     roving(byId("members"), "button:enabled");
     this.#toggle.addEventListener("click", () => this.show(this.#panel.hidden));
     byId("close-people").addEventListener("click", () => this.show(false));
+    WIDE.addEventListener("change", () => this.show(WIDE.matches));
   }
 
-  get isOpen() {
-    return !this.#panel.hidden;
+  /** Whether it covers the conversation. */
+  get isCovering() {
+    return !this.#panel.hidden && !WIDE.matches;
   }
 
   show(isOpen) {
@@ -54,6 +58,11 @@ export class People {
     say(byId("subtitle"), subtitle(conversation, here, isHere));
   }
 
+  #pick(user) {
+    if (this.isCovering) this.show(false);
+    this.#write(user);
+  }
+
   #item(user, isHere, isMe) {
     const before = this.#items.get(user);
     if (before?.shape === isHere) return before;
@@ -67,7 +76,7 @@ export class People {
           class: "person",
           disabled: isMe,
           title: isMe ? null : `Write to ${user}`,
-          onclick: () => this.#write(user),
+          onclick: () => this.#pick(user),
         },
         avatar(user, isHere),
         element("span", { class: "name" }, user),

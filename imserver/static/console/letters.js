@@ -73,7 +73,7 @@ export class Letters {
       );
     return [
       cell(
-        "",
+        "Choose",
         element("input", {
           type: "checkbox",
           "aria-label": `Choose ${name}`,
