@@ -6,6 +6,7 @@ export const ErrorCode: {
   readonly UNAUTHORIZED: 401;
   readonly FORBIDDEN: 403;
   readonly NOT_FOUND: 404;
+  readonly METHOD_NOT_ALLOWED: 405;
   readonly TIMEOUT: 408;
   readonly CONFLICT: 409;
   readonly LOST: 410;
