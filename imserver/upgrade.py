@@ -69,7 +69,7 @@ class Refusal(Exception):
 
 def read_upgrade(head: bytes, paths: Collection[str], may_come: Callable[[str], bool]) -> Upgrade:
     """Judge the head of a request, up to its empty line. `may_come` is asked for the origin of a
-    browser's, in lower case. Refusal for what is not allowed."""
+    browser's, as it is. Refusal for what is not allowed."""
     request = _Request(head)
     if request.method != "GET":
         raise Refusal(405, "WebSockets begin with GET", "Allow: GET\r\n")
@@ -93,8 +93,7 @@ def read_upgrade(head: bytes, paths: Collection[str], may_come: Callable[[str], 
         is_key = False
     if not is_key:
         raise Refusal(400, "Sec-WebSocket-Key is 16 bytes in base64")
-    origin = request.one("origin", "").lower()
-    if origin and not may_come(origin):
+    if "origin" in request.headers and not may_come(request.one("origin")):
         raise Refusal(403, "this origin is not in websocket.origins")
     try:
         is_offered = offers_deflate(",".join(request.headers["sec-websocket-extensions"]))

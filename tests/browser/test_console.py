@@ -199,7 +199,8 @@ def test_without_dev_it_asks_for_a_key_and_keeps_it_in_the_tab(
 ) -> None:
     server = serve(
         dev=False,
-        API__KEYS=f'[{{"name": "ops", "secret": "{SECRET}", "scopes": ["admin"]}}]',
+        API__KEYS=f'[{{"name": "ops", "secret": "{SECRET}", "scopes": ["admin"]}},'
+        f' {{"name": "shop", "secret": "{SECRET[::-1]}", "scopes": ["publish"]}}]',
         AUTH__KEYS=f'[{{"algorithm": "HS256", "secret": "{SECRET}"}}]',
     )
     people = People(browser, server.url)
@@ -208,6 +209,9 @@ def test_without_dev_it_asks_for_a_key_and_keeps_it_in_the_tab(
     key.fill("wrong")
     console.page.keyboard.press("Enter")
     expect(console.page.locator("#entrance-error")).to_contain_text("401")
+    key.fill(SECRET[::-1])
+    console.page.keyboard.press("Enter")
+    expect(console.page.locator("#entrance-error")).to_contain_text("403")
     key.fill(SECRET)
     console.page.keyboard.press("Enter")
     expect(console.page.locator("#live")).to_have_text("Live")

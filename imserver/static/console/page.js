@@ -13,7 +13,7 @@ import { Sessions } from "./sessions.js";
 import { Settings } from "./settings.js";
 import { Topics } from "./topics.js";
 
-const UNAUTHORIZED = 401;
+const WANTS_A_KEY = new Set([401, 403]); // or another one, with the scope
 const NAMES = ["overview", "sessions", "topics", "letters", "settings"];
 
 const samples = new Samples();
@@ -55,7 +55,7 @@ async function poll() {
     samples.add(null);
     isAnswering = false;
     say(byId("trouble"), error.words);
-    if (error.code === UNAUTHORIZED) await signIn(error.words);
+    if (WANTS_A_KEY.has(error.code)) await signIn(error.words);
   }
   byId("trouble-bar").hidden = isAnswering;
   byId("live-dot").className = isAnswering ? "dot good" : "dot bad";
@@ -99,7 +99,7 @@ async function signIn(why = "") {
       await get("stats");
       break;
     } catch (error) {
-      if (error.code === UNAUTHORIZED) await askForKey(hasKey() ? error.words : "");
+      if (WANTS_A_KEY.has(error.code)) await askForKey(hasKey() ? error.words : "");
       else break; // the bar tells, and the next second asks again
     }
   }
