@@ -304,20 +304,25 @@ bool im_conn_put(struct im_loop *loop, uint32_t slot, struct im_msg *msg,
     return true;
 }
 
+void im_conn_give(struct im_loop *loop, uint32_t slot, struct im_msg *msg)
+{
+    if (!msg) {
+        im_stat_add(&loop->stats.pool_refusals, 1);
+        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
+    } else if (!im_conn_put(loop, slot, msg, IM_FOR_CONTROL)) {
+        im_msg_drop(&loop->pool, msg);
+    }
+}
+
 void im_conn_send(struct im_loop *loop, uint32_t slot, struct im_span frame)
 {
     if (frame.len == 0)
         return;
     struct im_msg *msg =
         im_pool_take(&loop->pool, (uint32_t)frame.len, IM_FOR_CONTROL);
-    if (!msg) {
-        im_stat_add(&loop->stats.pool_refusals, 1);
-        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
-        return;
-    }
-    memcpy(msg->bytes, frame.at, frame.len);
-    if (!im_conn_put(loop, slot, msg, IM_FOR_CONTROL))
-        im_msg_drop(&loop->pool, msg);
+    if (msg)
+        memcpy(msg->bytes, frame.at, frame.len);
+    im_conn_give(loop, slot, msg);
 }
 
 void im_conn_unsubscribe(struct im_loop *loop, uint32_t slot, uint32_t sub)

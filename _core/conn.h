@@ -44,6 +44,10 @@ void im_conn_enter(struct im_loop *loop, struct im_conn *conn,
  * doomed. */
 void im_conn_send(struct im_loop *loop, uint32_t slot, struct im_span frame);
 
+/* Queues a message and takes it over; NULL is one for which the pool had no
+ * room. A connection that cannot have it is doomed. */
+void im_conn_give(struct im_loop *loop, uint32_t slot, struct im_msg *msg);
+
 /* Ends a subscription of either kind, live or with a cursor. */
 void im_conn_unsubscribe(struct im_loop *loop, uint32_t slot, uint32_t sub);
 

@@ -211,6 +211,26 @@ static enum im_fate take_tail(struct im_loop *loop, uint32_t slot,
     return fate;
 }
 
+struct im_msg *im_intake_join(struct im_loop *loop, uint32_t slot,
+                              struct im_span fresh)
+{
+    struct im_conn *conn = &loop->conns[slot];
+    struct im_msg *tail = conn->tail;
+    struct im_msg *both = im_pool_take(
+        &loop->pool, tail->len + (uint32_t)fresh.len, IM_FOR_MESSAGE);
+
+    if (!both) {
+        im_stat_add(&loop->stats.pool_refusals, 1);
+        im_dispatch_close(loop, slot, IM_CLOSE_OVERLOADED);
+        return NULL;
+    }
+    memcpy(both->bytes, tail->bytes, tail->len);
+    memcpy(both->bytes + tail->len, fresh.at, fresh.len);
+    conn->tail = NULL;
+    im_msg_drop(&loop->pool, tail);
+    return both;
+}
+
 void im_intake_take(struct im_loop *loop, uint32_t slot, struct im_span fresh)
 {
     struct im_conn *conn = &loop->conns[slot];
@@ -221,19 +241,7 @@ void im_intake_take(struct im_loop *loop, uint32_t slot, struct im_span fresh)
             return;
         if (fate == IM_LEFT) {
             /* The frame itself has to wait: it leads the backlog. */
-            struct im_msg *tail = conn->tail;
-            uint32_t len = tail->len;
-            struct im_msg *both = im_pool_take(
-                &loop->pool, len + (uint32_t)fresh.len, IM_FOR_MESSAGE);
-            if (!both) {
-                im_stat_add(&loop->stats.pool_refusals, 1);
-                im_dispatch_close(loop, slot, IM_CLOSE_OVERLOADED);
-                return;
-            }
-            memcpy(both->bytes, tail->bytes, len);
-            memcpy(both->bytes + len, fresh.at, fresh.len);
-            conn->tail = both;
-            im_msg_drop(&loop->pool, tail);
+            conn->tail = im_intake_join(loop, slot, fresh);
             return;
         }
     }

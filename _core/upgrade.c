@@ -56,22 +56,14 @@ void im_upgrade_take(struct im_loop *loop, uint32_t slot, struct im_span fresh)
 {
     struct im_conn *conn = &loop->conns[slot];
     uint32_t most = loop->core->config.hello_bytes;
-    struct im_msg *before = conn->tail, *both = NULL;
+    struct im_msg *both = NULL;
     struct im_span all = fresh, head, rest;
 
-    if (before) {
-        both = im_pool_take(&loop->pool, before->len + (uint32_t)fresh.len,
-                            IM_FOR_MESSAGE);
-        if (!both) {
-            im_stat_add(&loop->stats.pool_refusals, 1);
-            im_dispatch_close(loop, slot, IM_CLOSE_OVERLOADED);
+    if (conn->tail) {
+        both = im_intake_join(loop, slot, fresh);
+        if (!both)
             return;
-        }
-        memcpy(both->bytes, before->bytes, before->len);
-        memcpy(both->bytes + before->len, fresh.at, fresh.len);
         all = (struct im_span){both->bytes, both->len};
-        conn->tail = NULL;
-        im_msg_drop(&loop->pool, before);
     }
     if (split(all, &head, &rest) && head.len <= most) {
         tell(loop, slot, all, head, rest);

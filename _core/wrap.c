@@ -154,17 +154,6 @@ size_t im_wrap_write(struct im_loop *loop, uint32_t slot,
     return 0;
 }
 
-/* Takes over the message, or NULL when there was no room for it. */
-static void put(struct im_loop *loop, uint32_t slot, struct im_msg *msg)
-{
-    if (!msg) {
-        im_stat_add(&loop->stats.pool_refusals, 1);
-        im_conn_doom(loop, slot, IM_CLOSE_OVERLOADED);
-    } else if (!im_conn_put(loop, slot, msg, IM_FOR_CONTROL)) {
-        im_msg_drop(&loop->pool, msg);
-    }
-}
-
 void im_wrap_raw(struct im_loop *loop, uint32_t slot, struct im_span bytes)
 {
     struct im_msg *msg =
@@ -174,14 +163,14 @@ void im_wrap_raw(struct im_loop *loop, uint32_t slot, struct im_span bytes)
         memcpy(msg->bytes, bytes.at, bytes.len);
         msg->frames = 0;
     }
-    put(loop, slot, msg);
+    im_conn_give(loop, slot, msg);
 }
 
 static void say(struct im_loop *loop, uint32_t slot, uint8_t opcode,
                 struct im_span payload)
 {
-    put(loop, slot,
-        frame_of(loop, IM_WS_FIN | opcode, payload, IM_FOR_CONTROL));
+    im_conn_give(loop, slot,
+                 frame_of(loop, IM_WS_FIN | opcode, payload, IM_FOR_CONTROL));
 }
 
 void im_wrap_say(struct im_loop *loop, uint32_t slot, uint8_t first,
@@ -199,7 +188,7 @@ void im_wrap_say(struct im_loop *loop, uint32_t slot, uint8_t first,
         first |= IM_WS_DEFLATED;
         message = shrunk;
     }
-    put(loop, slot, frame_of(loop, first, message, IM_FOR_CONTROL));
+    im_conn_give(loop, slot, frame_of(loop, first, message, IM_FOR_CONTROL));
 }
 
 void im_wrap_ping(struct im_loop *loop, uint32_t slot)

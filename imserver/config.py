@@ -13,7 +13,6 @@ import ipaddress
 import re
 import resource
 import socket
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
@@ -225,18 +224,13 @@ class Key(Section, frozen=True, kw_only=True):
         """The secret, or the PEM text of the public key. ConfigError when its file cannot be
         read or what is in it is no secret of that length."""
         name = "secret_file" if self.is_shared_secret else "public_key_file"
-        file: str = getattr(self, name)
-        if not file:
+        if not getattr(self, name):
             return (self.secret or self.public_key).encode()
-        try:
-            data = Path(file).read_bytes()
-        except OSError as error:
-            raise self.error(name, f"cannot read {file}: {error.strerror}") from None
         if not self.is_shared_secret:
-            return data
-        data = data.removesuffix(b"\n").removesuffix(b"\r")
-        self._check_secret(data, name)
-        return data
+            return self.read_file(name)
+        secret = self.read_secret(name)
+        self._check_secret(secret, name)
+        return secret
 
     def _check_secret(self, secret: bytes, name: str) -> None:
         least = int(self.algorithm[2:]) // 8
@@ -334,6 +328,10 @@ def split_address(text: str) -> tuple[str, int]:
     if int(port) > 65_535:
         raise ValueError("a port is at most 65535")
     return bare, int(port)
+
+
+#: The names under which programs on this machine reach it.
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def is_loopback(address: str) -> bool:

@@ -4,7 +4,6 @@ A key is a shared secret of a back end or an operator, and has scopes; what no s
 is refused. Not here: what the scopes open (http_routes), and comparing secrets (http_keys).
 """
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
@@ -45,14 +44,9 @@ class ApiKey(Section, frozen=True, kw_only=True):
         """The secret. ConfigError when its file cannot be read or holds none."""
         if not self.secret_file:
             return self.secret.encode()
-        try:
-            data = Path(self.secret_file).read_bytes()
-        except OSError as error:
-            rule = f"cannot read {self.secret_file}: {error.strerror}"
-            raise self.error("secret_file", rule) from None
-        data = data.removesuffix(b"\n").removesuffix(b"\r")
-        self._check_secret(data, "secret_file")
-        return data
+        secret = self.read_secret("secret_file")
+        self._check_secret(secret, "secret_file")
+        return secret
 
     def _check_secret(self, secret: bytes, name: str) -> None:
         if len(secret) < SECRET_BYTES_MIN:

@@ -7,6 +7,7 @@ Not here: the settings themselves (config).
 """
 
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import msgspec
@@ -56,6 +57,18 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def check(self) -> None:
         """Rules that a type cannot express."""
+
+    def read_file(self, name: str) -> bytes:
+        """What is in the file that a setting names. ConfigError when it cannot be read."""
+        file: str = getattr(self, name)
+        try:
+            return Path(file).read_bytes()
+        except OSError as error:
+            raise self.error(name, f"cannot read {file}: {error.strerror}") from None
+
+    def read_secret(self, name: str) -> bytes:
+        """The same without the newline that editors put behind a secret."""
+        return self.read_file(name).removesuffix(b"\n").removesuffix(b"\r")
 
     def error(self, name: str, rule: str) -> ConfigError:
         return ConfigError(f"{self.path}.{name}".lstrip("."), rule)

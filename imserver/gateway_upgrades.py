@@ -10,20 +10,16 @@ import logging
 import re
 from collections import ChainMap
 from functools import partial
-from typing import Final
 
 from imserver import _core
 from imserver.auth import Authenticator
-from imserver.config import Config, is_loopback, split_address
+from imserver.config import LOOPBACK, Config, is_loopback, split_address
 from imserver.errors import CloseCode, ImError
 from imserver.gateway_tasks import RUNNING_MAX, Tasks
 from imserver.gateway_text import TextClients
 from imserver.hooks import OnWebSocket, PlainWebSockets
 from imserver.upgrade import PATH, Refusal, Upgrade, read_upgrade, switch
 from imserver.websocket import NORMAL, WebSocket
-
-#: The names under which a browser on this machine reaches it.
-LOOPBACK: Final = {"localhost", "127.0.0.1", "[::1]"}
 
 _log = logging.getLogger("imserver.gateway")
 

@@ -17,12 +17,12 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from imserver.config import LOOPBACK
 from imserver.errors import ErrorCode, ImError
 from imserver.http_problem import problem
 
 #: A host, as it may be written back into a header of ours.
 HOST: Final = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),

@@ -16,6 +16,7 @@ import binascii
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
 import httptools
@@ -29,15 +30,6 @@ TOKEN_PREFIX: Final = "im.token."
 PATH: Final = "/ws"
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
-_REASONS: Final = {
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    426: "Upgrade Required",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
 
 
 class Upgrade(NamedTuple):
@@ -61,7 +53,7 @@ class Refusal(Exception):
     def response(self) -> bytes:
         text = f"{self}\n"
         return (
-            f"HTTP/1.1 {self.status} {_REASONS[self.status]}\r\n{self.header}"
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n{self.header}"
             "Content-Type: text/plain; charset=utf-8\r\n"
             f"Content-Length: {len(text.encode())}\r\nConnection: close\r\n\r\n{text}"
         ).encode()
