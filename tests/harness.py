@@ -22,15 +22,32 @@ Run = Callable[..., Result]  # the command line in this process
 WAIT_S = 20.0  # an answer that takes longer will not come
 
 
+def connected(address: tuple[str, int], receive_bytes: int = 0) -> socket.socket:
+    """`receive_bytes`: little room for what is not read."""
+    opened = socket.socket()
+    if receive_bytes:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    opened.settimeout(WAIT_S)
+    opened.connect(address)
+    return opened
+
+
+def read_all(peer: socket.socket) -> bytes:
+    """Until the other side closes, however it does."""
+    received = b""
+    try:
+        while some := peer.recv(65536):
+            received += some
+    except ConnectionResetError:
+        pass
+    return received
+
+
 class Peer:
     """One connection of a client that does just what it is told."""
 
     def __init__(self, address: tuple[str, int], receive_bytes: int = 0) -> None:
-        self.socket = socket.socket()
-        if receive_bytes:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.socket.settimeout(WAIT_S)
-        self.socket.connect(address)
+        self.socket = connected(address, receive_bytes)
         self.unread = b""
 
     def send(self, *frames: bytes) -> None:

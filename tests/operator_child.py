@@ -9,24 +9,11 @@ has been sent everything and acknowledged nothing, and eve reads without acknowl
 import asyncio
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from imserver.control import ControlServer
+from imserver.delivery_follower import FollowerState
 from imserver.operations import Operations
 from imserver.timeline_sqlite import SqliteTimeline
-
-
-class Follower(NamedTuple):
-    user: str
-    device: str
-    is_acked: bool
-    acked: int
-    sent: int
-    times_sent: int
-    due_in_s: float | None
-    began: int = 0
-    last_dead: int = 0
-    tags: frozenset[str] | None = None
 
 
 async def main(directory: Path) -> None:
@@ -36,11 +23,11 @@ async def main(directory: Path) -> None:
         print("redrive", *ids, flush=True)
         return len(await store.take_dead(ids))
 
-    def followers(topic: str) -> list[Follower]:
+    def followers(topic: str) -> list[FollowerState]:
         head = {"room:a": 5}.get(topic, 0)
         return [
-            Follower("ann", "phone", True, 2, head, 3, 4.4),
-            Follower("eve", "tab", False, 0, head, 0, None),
+            FollowerState(1, 1, "ann", "phone", True, 2, head, 3, 4.4, (), 0, 0, None),
+            FollowerState(2, 2, "eve", "tab", False, 0, head, 0, None, (), 0, 0, None),
         ]
 
     operations = Operations(store, redrive=redrive, followers=followers)

@@ -9,7 +9,7 @@ import json
 import socket
 from typing import Any, NamedTuple
 
-from harness import WAIT_S, RunningServer
+from harness import WAIT_S, RunningServer, read_all
 
 
 class Answer(NamedTuple):
@@ -72,13 +72,3 @@ class Site:
                 except OSError:
                     break  # it has seen enough
             return read_all(peer)
-
-
-def read_all(peer: socket.socket) -> bytes:
-    received = b""
-    try:
-        while some := peer.recv(65536):
-            received += some
-    except ConnectionResetError:
-        pass
-    return received

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from harness import read_all
 from msgspec import Meta
 
 from imserver import control
@@ -163,18 +164,8 @@ async def test_who_says_nothing_or_reads_nothing_is_not_waited_for(
         deaf.sendall(b'{"method":"big"}\n')
         assert await asyncio.to_thread(silent.recv, 1) == b""
         await until(lambda: not server._tasks)
-        assert len(await asyncio.to_thread(drain, deaf)) < 5_000_000
+        assert len(await asyncio.to_thread(read_all, deaf)) < 5_000_000
     await server.close()
-
-
-def drain(peer: socket.socket) -> bytes:
-    received = b""
-    try:
-        while some := peer.recv(65536):
-            received += some
-    except ConnectionResetError:
-        pass
-    return received
 
 
 async def test_one_connection_too_many_is_refused_and_the_others_go_on(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import launched
 from harness import RunningServer, dev_config
 
 ROOT = Path(__file__).parent.parent
@@ -23,15 +24,6 @@ PACKAGE = ROOT / "clients" / "js"
 TESTS = sorted(path.name for path in (PACKAGE / "test").glob("*.test.js"))
 OLDEST_NODE = 18
 WAIT_S = 110
-CHROMIUM = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +157,8 @@ def test_the_package_holds_what_belongs_to_it(node: str) -> None:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as play:
-        launched = play.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        yield launched
-        launched.close()
+    with launched() as one:
+        yield one
 
 
 READER = """async (url) => {

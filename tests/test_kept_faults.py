@@ -1,10 +1,11 @@
 """Stores that fail, are damaged, slow or full, seen by the clients of a real server."""
 
-import time
+import threading
 from pathlib import Path
 
 import apsw
 import pytest
+from harness import RunningServer
 from kept import ROOM, Start, keep, reader, seqs
 
 from imserver.config import Limits
@@ -74,27 +75,32 @@ def test_a_flipped_bit_is_told_to_the_reader_and_its_neighbours_come(
     assert seqs(bob.take(1)) == [6]
 
 
+def held_flush(server: RunningServer) -> threading.Event:
+    """No flush of the store begins until it is set."""
+    store, released = server.server._store, threading.Event()
+    assert store is not None
+    flush = store._writer._flush
+
+    def wait() -> None:
+        released.wait()
+        flush()
+
+    store._writer._flush = wait  # type: ignore[method-assign]
+    return released
+
+
 def test_a_slow_disk_holds_up_nothing_but_receipts(serve: Start, threads: int) -> None:
     server = serve(threads=threads)
     ann, bob = reader(server, "ann"), reader(server, "bob")
     bob.peer.subscribe(ROOM)
     keep(ann, "ann")
     bob.take(1)
-    store = server.server._store
-    assert store is not None
-    flush, slow = store._writer._flush, [True]
-
-    def wait() -> None:
-        while slow[0]:
-            time.sleep(0.01)
-        flush()
-
-    store._writer._flush = wait  # type: ignore[method-assign]
+    flush = held_flush(server)
     ann.peer.publish(ROOM, "ann", b"kept", id=2, flags=DURABLE)
     ann.peer.publish(ROOM, "ann", b"live", id=3)
     assert [one.body for one in bob.take(1)] == [b"live"]
     ann.peer.ping()
-    slow[0] = False
+    flush.set()
     assert ann.expect(FrameType.RECEIPT).seq == 2
     assert [one.body for one in bob.take(1)] == [b"kept"]
 
@@ -103,16 +109,7 @@ def test_a_full_journal_holds_publishers_and_loses_nothing(serve: Start) -> None
     server = serve(limits=Limits(pool_bytes=16_777_216))
     ann = reader(server, "ann")
     keep(ann, "ann")
-    store = server.server._store
-    assert store is not None
-    flush, slow = store._writer._flush, [True]
-
-    def wait() -> None:
-        while slow[0]:
-            time.sleep(0.01)
-        flush()
-
-    store._writer._flush = wait  # type: ignore[method-assign]
+    flush = held_flush(server)
     frames = [
         encode_message(ROOM, "ann", b"x" * 60_000, id=number, flags=DURABLE)
         for number in range(2, 402)  # 24 MB: more than half of the pool
@@ -127,7 +124,7 @@ def test_a_full_journal_holds_publishers_and_loses_nothing(serve: Start) -> None
         pass
     assert sent < len(data), "it is not read any more"
     assert server.stats()["store_waits"]
-    slow[0] = False
+    flush.set()
     ann.peer.socket.settimeout(20)
     ann.peer.send(data[sent:])
     assert [ann.expect(FrameType.RECEIPT).seq for _ in frames] == list(range(2, 402))

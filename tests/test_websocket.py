@@ -184,16 +184,19 @@ def test_our_close_says_the_same_as_our_frame(
     assert ann.web.receive() is None
 
 
-def test_a_reader_that_stops_hears_a_whole_message_and_its_code(start_server: Start) -> None:
-    """What was begun is finished, or nothing behind it could be read."""
-    server = start_server(
-        limits={"outbox_soft_bytes": 70_000, "outbox_hard_bytes": 140_000, "stall_ms": 60_000}
-    )
-    bob, ann = WebPeer(server.address, receive_bytes=4_096), server.user("ann")
+#: Bounds that a reader meets soon who does not read.
+NARROW = {"outbox_soft_bytes": 70_000, "outbox_hard_bytes": 140_000, "stall_ms": 60_000}
+
+
+def hears_whole_messages_and_its_code(
+    server: RunningServer, bob: WebPeer, body: Callable[[], bytes]
+) -> None:
+    """bob does not read what ann says until he is closed for it; then all that comes is whole."""
+    ann = server.user("ann")
     bob.login("bob")
     bob.subscribe("room:1")
     for n in range(20_000):
-        ann.publish("room:1", "ann", b"x" * 1_000, id=n + 1, flags=NO_ECHO)
+        ann.publish("room:1", "ann", body(), id=n + 1, flags=NO_ECHO)
         if n % 50 == 0:
             ann.ping()
             if server.stats()["slow_readers"]:
@@ -208,6 +211,13 @@ def test_a_reader_that_stops_hears_a_whole_message_and_its_code(start_server: St
             assert b"4109" in received[3]
     assert ids == list(range(1, len(ids) + 1)), "in order, up to where it ends"
     bob.close()
+
+
+def test_a_reader_that_stops_hears_a_whole_message_and_its_code(start_server: Start) -> None:
+    """What was begun is finished, or nothing behind it could be read."""
+    server = start_server(limits=NARROW)
+    bob = WebPeer(server.address, receive_bytes=4_096)
+    hears_whole_messages_and_its_code(server, bob, lambda: b"x" * 1_000)
 
 
 def test_a_silent_peer_is_asked_and_closed(start_server: Start) -> None:

@@ -2,11 +2,10 @@
 
 import base64
 import os
-import socket
 import struct
 import zlib
 
-from harness import WAIT_S
+from harness import connected
 
 HANDSHAKE = {
     "Host": "127.0.0.1",
@@ -68,11 +67,7 @@ class Web:
         answer: bool = True,
         receive_bytes: int = 0,
     ) -> None:
-        self.socket = socket.socket()
-        if receive_bytes:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.socket.settimeout(WAIT_S)
-        self.socket.connect(address)
+        self.socket = connected(address, receive_bytes)
         self.unread = b""
         self.head = ""
         self.inflated = 0  # messages that came compressed

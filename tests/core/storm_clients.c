@@ -17,6 +17,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "storm_messages.h"
+#include "storm_vandals.h"
 #include "storm_web.h"
 
 #define WINDOW_BYTES (OUTBOX_HARD_BYTES / 3)
@@ -24,7 +26,6 @@
 #define OUT_BYTES (64 << 10)
 #define WIRE_BYTES WEB_WRAPPED(OUT_BYTES)
 #define PIECE_MAX 20000
-#define MESSAGE_MAX 16384
 
 enum manners { READER, WRITER, QUITTER, SLEEPER, VANDAL };
 
@@ -47,46 +48,6 @@ struct peer {
     uint32_t last[AUTHORS][TOPICS];  /* numbers received */
 };
 
-struct vandalism {
-    bool is_web;
-    bool logs_in;
-    bool hangs_up;
-    uint16_t code; /* that it is closed with; 0: the stream just ends */
-    const char *bytes;
-    size_t len;
-};
-
-#define BYTES(text) text, sizeof text - 1
-static const struct vandalism VANDALISM[] = {
-    {false, false, false, 0, BYTES("GET / HTTP/1.1\r\nHost: there\r\n\r\n")},
-    {false, false, false, 4001, BYTES("\0\0\0\4\13\0\0\0")},
-    {false, false, false, 4013, BYTES("\0\0\xff\0\1\100\0\1....")},
-    {false, false, false, 4004, BYTES("\0\0\0\3\1\100\0\1")},
-    {false, false, true, 0, BYTES("")},
-    {false, false, true, 0, BYTES("\0\0")},
-    {false, true, false, 4004, BYTES("\0\0\0\0\0\0\0\0\0\0\0\0\0")},
-    {false, true, false, 4013, BYTES("\0\1\0\0\7\100\0\0 much too large")},
-    {false, true, false, 4004, BYTES("\x7f\xff\xff\xff\7\100\0\0")},
-    {false, true, false, 4004,
-     BYTES("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")},
-    {false, true, true, 0, BYTES("\0\0\0\x40\7\100\0\0 half a frame")},
-    {false, false, true, 0, BYTES("GET /ws HTTP/1.1\r\nHost: the")},
-    {true, false, true, 0, BYTES("")},
-    {true, false, false, 1002, BYTES("\x82\5hello")},
-    {true, false, false, 4001, BYTES("\x82\x88.......*%...")},
-    {true, true, false, 1003, BYTES("\x81\x82key!ab")},
-    {true, true, false, 1002, BYTES("\x82\x80key!\x83\x80key!")},
-    {true, true, false, 1002, BYTES("\x80\x80key!")},
-    {true, true, false, 1007, BYTES("\x88\x83\0\0\0\0\3\350\xff")},
-    {true, true, false, 4004,
-     BYTES("\x82\x8d\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0")},
-    {true, true, false, 4013, BYTES("\x82\x8a\0\0\0\0\0\1\0\0\7\100\0\0\0\0")},
-    {true, true, true, 0,
-     BYTES("\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xffkey!")},
-    {true, true, true, 0, BYTES("\x89\xfdkey! a ping that never ends")},
-};
-enum { VANDALS = sizeof VANDALISM / sizeof *VANDALISM };
-
 struct crowd {
     struct storm *storm;
     uint32_t random;
@@ -102,60 +63,6 @@ static uint32_t roll(struct crowd *crowd, uint32_t sides)
     x ^= x << 5;
     crowd->random = x;
     return x % sides;
-}
-
-/* The plan: what author `author` writes as its message `number`. */
-
-static uint32_t topic_of(uint32_t author, uint32_t number)
-{
-    return (author + number / 16) % TOPICS;
-}
-
-static const char *tag_of(uint32_t number)
-{
-    return number % 3 == 0 ? "" : number & 1 ? "odd" : "even";
-}
-
-static bool wants_no_echo(uint32_t number)
-{
-    return number % 5 == 0;
-}
-
-static int name_topic(char *to, uint32_t topic)
-{
-    static const char *const kinds[] = {"room", "room", "room",
-                                        "room", "hook", "no"};
-    return sprintf(to, "%s:%u", kinds[topic], topic);
-}
-
-static size_t write_message(uint8_t *to, uint32_t author, uint32_t number)
-{
-    static const uint8_t zeros[IM_MESSAGE_LEN] = {0};
-    uint8_t body[MESSAGE_MAX];
-    char topic[16], sender[16];
-    size_t topic_len = (size_t)name_topic(topic, topic_of(author, number));
-    size_t tag_len = strlen(tag_of(number));
-    size_t sender_len = (size_t)sprintf(sender, "a%u", author);
-    size_t body_len =
-        number % 17 ? 10 + number % 190 : 3000 + number % 600 * 10;
-
-    memset(body, (int)(author * 31 + number), body_len);
-    size_t names = topic_len + tag_len + sender_len;
-    uint8_t *at = to + write_frame(to, IM_MESSAGE, 0, zeros, 28);
-    memcpy(at, topic, topic_len);
-    memcpy(at + topic_len, tag_of(number), tag_len);
-    memcpy(at + topic_len + tag_len, sender, sender_len);
-    memcpy(at + names, body, body_len);
-
-    size_t size = IM_MESSAGE_LEN + names + body_len;
-    to[2] = (uint8_t)((size - 4) >> 8);
-    to[3] = (uint8_t)(size - 4);
-    to[5] |= wants_no_echo(number) ? IM_NO_ECHO : 0;
-    im_store_u64(to + 24, number);
-    to[32] = (uint8_t)topic_len;
-    to[33] = (uint8_t)tag_len;
-    to[34] = (uint8_t)sender_len;
-    return size;
 }
 
 static bool is_subscribed(const struct peer *peer, uint32_t topic)

@@ -1,10 +1,10 @@
 """The whole core in a storm of clients, without an interpreter and under sanitizers.
 
 storm.c plays the control plane, storm_clients.c the clients over TCP and WebSocket, storm_plain.c
-those with plain messages. What is tested is in them: every
-well-behaved peer receives each message once, whole and in order, whatever the others do, and in
-the end the core has given everything back. storm_store.c and storm_followers.c do the same for
-what is kept: a receipt is a promise, a refusal reaches nobody, and who follows gets all of it.
+those with plain messages. What is tested is in them: every well-behaved peer receives each message
+once, whole and in order, whatever the others do, and in the end the core has given everything back.
+storm_store.c and storm_followers.c do the same for what is kept: a receipt is a promise, a refusal
+reaches nobody, and who follows gets all of it.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from building import CHECKED, CORE, HERE, build, run
 @pytest.fixture(scope="module", params=CHECKED)
 def storm(request, tmp_path_factory) -> list[str | Path]:
     folder = tmp_path_factory.mktemp(request.param)
-    parts = ["storm", "storm_clients", "storm_plain", "storm_web"]
+    parts = ["storm", "storm_clients", "storm_messages", "storm_plain", "storm_web"]
     sources = [*CORE, *(HERE / f"{part}.c" for part in parts)]
     return build(folder / "storm", CHECKED[request.param], sources)
 
